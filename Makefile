@@ -1,0 +1,57 @@
+# The interpreter that makes .venv, the versions it installs, and further arguments for pytest.
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Newer than its two sources exactly when .venv holds what they ask for.
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint cards benchmark
+
+help:
+	@echo "make demo       train a small VAE on real digits and show it: runs/demo/"
+	@echo "make test       run the tests (no network; ARGS=\"-k vae\" is passed to pytest)"
+	@echo "make lint       ruff check, ruff format --check, pyright"
+	@echo "make cards      render model_cards/ and the README's table from the results.json files"
+	@echo "make benchmark  measure speed and memory against peers; prints tables, writes JSON"
+	@echo
+	@echo "Each of them first makes .venv if it is missing or older than pyproject.toml and constraints.txt."
+	@echo "Another interpreter: make test PYTHON=python3.12. Other versions: make test CONSTRAINTS=my-constraints.txt."
+
+$(READY): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v < (3, 10) and sys.exit(f"python>=3.10 is needed, {sys.executable} is {v.major}.{v.minor}; name another one with make PYTHON=...")'
+	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "Installing torch: the largest part, this can take some minutes"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch
+	@echo "Installing hf-latentgen and its development tools"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[dev]"
+	@touch $@
+	@echo "$(VENV) is ready"
+
+demo: $(READY)
+	@$(BIN)/python scripts/demo.py
+
+# Two workers, because the time limit is set for two cores; one file stays with one worker, so its fixtures are made once.
+test: $(READY)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+cards: $(READY)
+	@$(BIN)/python scripts/cards.py
+
+# Peers are an extra, because only the benchmarks want them.
+$(VENV)/.ready-benchmark: $(READY)
+	@echo "Installing the peers that are compared"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[benchmark]"
+	@touch $@
+
+benchmark: $(VENV)/.ready-benchmark
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done

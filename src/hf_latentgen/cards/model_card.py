@@ -1,0 +1,359 @@
+"""Model cards and tables of scores, in which every measured number is read from a `results.json`."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import AutoConfig
+
+TASK = "unconditional-image-generation"
+NAMESPACE = "hf-latentgen"
+REQUIRED_KEYS = (
+    *("row", "config", "seed", "dataset", "split", "num_images", "metrics", "reference", "floor", "num_parameters"),
+    *("train_command", "evaluate_command", "train_seconds", "hardware", "versions", "git_commit"),
+    *("model", "training", "history"),
+)
+STANDARD_ERROR = "_standard_error"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a number is shown: its title, unit, decimals and kind (a bound, exact, or a plain measurement)."""
+
+    title: str
+    unit: str
+    decimals: int
+    kind: str
+
+    def show(self, value: float) -> str:
+        """The value with the fixed number of decimals of this metric."""
+        return f"{value:,.{self.decimals}f}"
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """What a card says about a data set. `hub_id` is None where there is nothing to link on the Hub."""
+
+    title: str
+    hub_id: str | None
+    description: str
+
+
+METRICS = {
+    "bits_per_dim": Metric("Bits per dimension, one posterior sample", "bits/dim", 4, "upper bound"),
+    "negative_elbo_nats": Metric("Negative ELBO, one posterior sample", "nats", 2, "upper bound"),
+    "distortion_nats": Metric("Distortion", "nats", 2, "part of the bound"),
+    "rate_nats": Metric("Rate", "nats", 2, "part of the bound"),
+    "nll_nats": Metric("Negative log-likelihood", "nats", 2, "exact"),
+    "active_units": Metric("Active units", "latent dimensions", 0, "measurement"),
+    "linear_probe_accuracy": Metric("Linear probe on the latent means, accuracy", "fraction", 4, "measurement"),
+    "reconstruction_mse": Metric("Reconstruction, mean squared error", "levels scaled to [0, 1]", 5, "measurement"),
+    "aggregate_posterior_kl_nats": Metric("Aggregate posterior to prior, KL by moments", "nats", 4, "measurement"),
+    "test_error": Metric("Classification error", "fraction", 4, "measurement"),
+    "bits_per_byte": Metric("Bits per byte", "bits/byte", 4, "exact"),
+}
+# The number of samples is part of the name, as in nll_nats_iw500.
+IMPORTANCE_ESTIMATE = re.compile(r"(nll_nats|bits_per_dim)_iw(\d+)")
+
+FLOORS = {
+    "order0_bits_per_dim": "one histogram of levels for all pixels",
+    "per_pixel_bits_per_dim": "one histogram of levels per pixel position",
+    "counting_4_bits_per_dim": "counts of 4 neighbours: W, N, NW, NE",
+    "bz2_bits_per_dim": "bz2, whole split in one file",
+    "xz_bits_per_dim": "xz, whole split in one file",
+    "png_bits_per_dim": "PNG, one file per image",
+}
+
+DATA_SOURCES = {
+    "digits": DataSource(
+        "scikit-learn digits",
+        "sklearn-docs/digits",
+        "Real handwritten digits, 8x8 grey pixels, shipped with scikit-learn: nothing is downloaded.",
+    ),
+    "mnist": DataSource(
+        "MNIST",
+        "ylecun/mnist",
+        "The official test split. The official training images are divided 54,000 / 6,000 into train and validation by "
+        "`torch.randperm(60000)` with seed 42.",
+    ),
+    "fashion_mnist": DataSource(
+        "Fashion-MNIST",
+        "zalando-datasets/fashion_mnist",
+        "The official test split; a part of the official training images is held out for validation.",
+    ),
+    "binarized_mnist": DataSource(
+        "Binarized MNIST",
+        None,
+        "The fixed (static) binarization of Larochelle and Murray, with its own train, validation and test files. "
+        "Scores on images that are binarized anew at every epoch are not comparable.",
+    ),
+}
+
+CAPTIONS = {
+    "samples.png": "Samples from the prior, each pixel drawn from the decoded distribution",
+    "reconstructions.png": "Test images, each above its reconstruction from the posterior mean",
+    "interpolations.png": "Decoder means on the line between the latents of two test images",
+    "manifold.png": "Decoder means over the latent plane, at equally spaced normal quantiles",
+    "latents.png": "Posterior means of the test images, one colour per class",
+    "history.png": "Validation bits per dimension against epochs",
+}
+
+
+def read_results(folder: str | Path) -> dict:
+    """The contents of `folder/results.json`, checked to hold every key a card needs.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON, or a key is missing; file and key are named.
+    """
+    path = Path(folder) / "results.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; scripts/evaluate.py writes it")
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    check_results(results, str(path))
+    return results
+
+
+def check_results(results: dict, source: str = "results.json") -> None:
+    """Raises `ValueError` naming `source` and the keys a card needs but `results` does not have."""
+    missing = [key for key in REQUIRED_KEYS if key not in results]
+    missing += [f"model.{key}" for key in ("model_type",) if key not in results.get("model", {"model_type": None})]
+    for index, entry in enumerate(results.get("reference", [])):
+        missing += [f"reference[{index}].{key}" for key in ("name", "metric", "value", "source") if key not in entry]
+    if missing:
+        raise ValueError(f"{source} lacks {', '.join(missing)}; scripts/evaluate.py writes each of {REQUIRED_KEYS}")
+
+
+def list_pictures(folder: str | Path) -> list[str]:
+    """Names of the PNG files in `folder/images`: those with a caption first, in the order of the card."""
+    names = sorted(path.name for path in (Path(folder) / "images").glob("*.png") if path.is_file())
+    return [name for name in CAPTIONS if name in names] + [name for name in names if name not in CAPTIONS]
+
+
+def render_card(results: dict, repo_id: str, pictures: Sequence[str] | None = None) -> ModelCard:
+    """The model card of a row: Hub metadata and Markdown.
+
+    Args:
+        results: contents of a `results.json`.
+        repo_id: name on the Hub that the loading snippet uses, "namespace/name".
+        pictures: names of the files in `images/` beside the card; when None, those `scripts/evaluate.py` always writes.
+
+    Raises:
+        ValueError: a key is missing, or there is no template for the model family.
+    """
+    check_results(results, f"results.json of {results.get('row', 'a row without a name')}")
+    template = Path(__file__).parent / f"{family(results)}.md.jinja"
+    if not template.is_file():
+        known = sorted(path.name for path in template.parent.glob("*.md.jinja"))
+        raise ValueError(f"model.model_type {results['model']['model_type']!r} has no template, there are {known}")
+    pictures = ["samples.png", "reconstructions.png", "history.png"] if pictures is None else list(pictures)
+    config = AutoConfig.for_model(**results["model"])
+    data = data_source(results["dataset"])
+    return ModelCard.from_template(
+        _metadata(results, data, pictures),
+        template_path=str(template),
+        repo_id=repo_id,
+        results=results,
+        config=config,
+        data=data,
+        headline=headline(results),
+        scores=_score_rows(results),
+        references=[
+            (entry["name"], f"{entry['value']:g}", describe_metric(entry["metric"]), entry["source"])
+            for entry in results["reference"]
+        ],
+        best_floor=_best_floor(results),
+        floors=[(FLOORS.get(key, _words(key)), f"{value:.4f}") for key, value in results["floor"].items()],
+        history=_history_summary(results["history"]),
+        num_parameters=f"{results['num_parameters']:,}",
+        num_images=f"{results['num_images']:,}",
+        train_time=duration(results["train_seconds"]),
+        training=[(f"`{key}`", _show(value)) for key, value in results["training"].items()],
+        pictures=[(name, CAPTIONS.get(name, _words(name.removesuffix(".png")))) for name in pictures],
+        environment=_show(results["versions"]),
+        hardware=_show(results["hardware"]),
+    )
+
+
+def family(results: dict) -> str:
+    """Short name of the model family: the model type without the prefix of the package, as in "vae"."""
+    return results["model"]["model_type"].removeprefix("latentgen_")
+
+
+def describe_metric(key: str) -> Metric:
+    """How the metric of this name is shown. An unknown one is shown under its own name with 4 decimals."""
+    if match := IMPORTANCE_ESTIMATE.fullmatch(key):
+        quantity, num_samples = match.groups()
+        base = METRICS[quantity]
+        title = "Negative log-likelihood" if quantity == "nll_nats" else "Bits per dimension"
+        return Metric(f"{title}, K = {num_samples} importance samples", base.unit, base.decimals, "tighter upper bound")
+    return METRICS.get(key, Metric(_words(key), "", 4, "measurement"))
+
+
+def data_source(dataset: str) -> DataSource:
+    """What is known of a data set by the name given to `load_images`: a built-in name, a Hub id or a folder."""
+    if dataset in DATA_SOURCES:
+        return DATA_SOURCES[dataset]
+    is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", dataset) is not None and not Path(dataset).exists()
+    return DataSource(Path(dataset).name, dataset if is_hub_id else None, "")
+
+
+def headline(results: dict) -> str:
+    """The first score of a row with its unit, as in "0.5190 bits/dim". Empty if nothing was measured."""
+    for key, value in results["metrics"].items():
+        metric = describe_metric(key)
+        return f"{metric.show(value)} {metric.unit}"
+    return ""
+
+
+def duration(seconds: float) -> str:
+    """A time in hours and minutes, or minutes and seconds, as in "1 h 05 min" and "2 min 07 s"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def results_table(rows: Sequence[dict], folder: str = "model_cards") -> str:
+    """A Markdown table of all rows, one line each, that links to the cards in `folder`."""
+    lines = [
+        "| Row | Data | Parameters | Bits/dim (bound) | Tighter bound, nats | Reference | Best floor | Training |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for results in rows:
+        cells = (
+            f"[{results['row']}]({folder}/{results['row']}/README.md)",
+            _data_title(results),
+            f"{results['num_parameters']:,}",
+            _cell(results, "bits_per_dim"),
+            "; ".join(_tighter_bounds(results)) or "-",
+            _reference_cell(results, "bits_per_dim") or _any_reference(results) or "-",
+            f"{_best_floor(results)[1]:.4f}" if results["floor"] else "-",
+            duration(results["train_seconds"]),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cards_index(rows: Sequence[dict]) -> str:
+    """The Markdown page that lists all rows by family, with a thumbnail and the score of each."""
+    lines = ["# Model cards", "", "Rendered by `make cards` from the `results.json` of each folder.", ""]
+    for name in sorted({family(results) for results in rows}):
+        lines += [f"## {name.upper()}", "", "| | Row | Data | Parameters | Score |", "|---|---|---|--:|--:|"]
+        for results in (results for results in rows if family(results) == name):
+            row = results["row"]
+            picture = f'<img src="{row}/images/samples.png" width="160" alt="samples of {row}">'
+            cells = (picture, f"[{row}]({row}/README.md)", _data_title(results), f"{results['num_parameters']:,}")
+            lines.append(f"| {' | '.join(cells)} | {headline(results)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _metadata(results: dict, data: DataSource, pictures: Sequence[str]) -> ModelCardData:
+    scores = {key: value for key, value in results["metrics"].items() if not key.endswith(STANDARD_ERROR)}
+    eval_results = [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=data.hub_id or results["dataset"],
+            dataset_name=_data_title(results),
+            dataset_split=results["split"],
+            metric_type=key,
+            metric_name=f"{describe_metric(key).title} ({describe_metric(key).kind})",
+            metric_value=round(value, describe_metric(key).decimals),
+        )
+        for key, value in scores.items()
+    ]
+    return ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag=TASK,
+        model_name=results["row"],
+        tags=["hf_latentgen", family(results), "image-generation", results["dataset"].replace("_", "-").lower()],
+        datasets=[data.hub_id] if data.hub_id else None,
+        metrics=list(scores),
+        widget=[{"text": CAPTIONS.get(name, _words(name)), "output": {"url": f"images/{name}"}} for name in pictures],
+        eval_results=eval_results,
+    )
+
+
+def _score_rows(results: dict) -> list[tuple[str, str, str, str, str]]:
+    """Title with unit, kind, value, reference and floor of each measured number."""
+    rows = []
+    for key in results["metrics"]:
+        if key.endswith(STANDARD_ERROR):
+            continue
+        metric = describe_metric(key)
+        title = f"{metric.title} ({metric.unit})" if metric.unit else metric.title
+        is_comparable = key == "bits_per_dim" and results["floor"]
+        floor = "{1:.4f} ({0})".format(*_best_floor(results)) if is_comparable else ""
+        rows.append((title, metric.kind, _cell(results, key), _reference_cell(results, key), floor))
+    return rows
+
+
+def _cell(results: dict, key: str) -> str:
+    """A score with its standard error where there is one, or "-"."""
+    metrics = results["metrics"]
+    if key not in metrics:
+        return "-"
+    shown = describe_metric(key).show(metrics[key])
+    error = metrics.get(key + STANDARD_ERROR)
+    return shown if error is None else f"{shown} ± {describe_metric(key).show(error)}"
+
+
+def _reference_cell(results: dict, key: str) -> str:
+    entries = [entry for entry in results["reference"] if entry["metric"] == key]
+    return "; ".join(f"{entry['value']:g} ({entry['name']})" for entry in entries)
+
+
+def _any_reference(results: dict) -> str:
+    """References in another unit than bits per dimension, with their metric spelled out."""
+    entries = ((entry, describe_metric(entry["metric"])) for entry in results["reference"])
+    return "; ".join(f"{entry['value']:g} {metric.unit} ({entry['name']})" for entry, metric in entries)
+
+
+def _tighter_bounds(results: dict) -> list[str]:
+    matches = ((IMPORTANCE_ESTIMATE.fullmatch(key), key) for key in results["metrics"])
+    return [f"{_cell(results, key)} (K = {match[2]})" for match, key in matches if match and match[1] == "nll_nats"]
+
+
+def _best_floor(results: dict) -> tuple[str, float]:
+    """Description and bits per dimension of the best code without a network."""
+    if not results["floor"]:
+        return "", float("inf")
+    key = min(results["floor"], key=results["floor"].__getitem__)
+    return FLOORS.get(key, _words(key)), results["floor"][key]
+
+
+def _data_title(results: dict) -> str:
+    return f"{data_source(results['dataset']).title}, {results['model']['num_levels']} levels"
+
+
+def _history_summary(history: Sequence[dict]) -> str:
+    """First and best validation score with their epochs. Empty without any."""
+    scored = [entry for entry in history if "eval_bits_per_dim" in entry]
+    if not scored:
+        return ""
+    best = min(scored, key=lambda entry: entry["eval_bits_per_dim"])
+    first, best = (f"{entry['eval_bits_per_dim']:.4f} (epoch {entry['epoch']:g})" for entry in (scored[0], best))
+    return f"{first} at the first evaluation, {best} at the best"
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _show(value: object) -> str:
+    """A value of `results.json` as one line of text that cannot break a Markdown table."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_show(entry)}" for key, entry in value.items())
+    if isinstance(value, list):
+        return ", ".join(_show(entry) for entry in value)
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|")

@@ -1,0 +1,413 @@
+"""Image data sets with fixed splits, and the batch path that feeds them to a model."""
+
+import os
+import re
+import zlib
+from collections.abc import Collection
+from pathlib import Path
+from typing import cast
+
+import httpx
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import torch
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    DatasetInfo,
+    Features,
+    Image,
+    IterableDataset,
+    IterableDatasetDict,
+    NamedSplit,
+    load_dataset,
+)
+from datasets.packaged_modules.cache.cache import Cache
+from datasets.table import InMemoryTable
+from huggingface_hub import HfApi
+from huggingface_hub.errors import OfflineModeIsEnabled
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
+
+DATA_DIR_VARIABLE = "HF_LATENTGEN_DATA"
+SPLIT_SEED = 42
+SPLITS = ("train", "validation", "test")
+# Names under which published data sets keep their validation split.
+SPLIT_ALIASES = {"valid": "validation", "val": "validation", "dev": "validation"}
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_IDS = {"mnist": "ylecun/mnist", "fashion_mnist": "zalando-datasets/fashion_mnist"}
+
+# The official file names; each may also carry .gz. A star stands for any beginning.
+IDX_FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+AMAT_FILES = {"train": ("*_train.amat",), "validation": ("*_valid.amat",), "test": ("*_test.amat",)}
+BINARIZED_MNIST_FILES = {
+    "train": ("binarized_mnist_train.amat",),
+    "validation": ("binarized_mnist_valid.amat",),
+    "test": ("binarized_mnist_test.amat",),
+}
+NAMED_FILES = {"mnist": IDX_FILES, "fashion_mnist": IDX_FILES, "binarized_mnist": BINARIZED_MNIST_FILES}
+
+# The class names of the data set's card on the Hub.
+FASHION_CLASSES = ["T - shirt / top", "Trouser", "Pullover", "Dress", "Coat"]
+FASHION_CLASSES += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+
+
+def load_images(
+    name_or_path: str | os.PathLike = "digits",
+    split: str = "train",
+    *,
+    data_dir: str | os.PathLike | None = None,
+    streaming: bool = False,
+) -> Dataset | IterableDataset:
+    """One split of a set of images: columns `image` (PIL images of 8 bits per channel) and `label` (class numbers).
+
+    name_or_path: one of
+        `digits`: the 1,797 handwritten digits of scikit-learn, 8x8, values 0 ... 16 stored as min(16 * value, 255);
+            1,297 / 200 / 300 images, stratified by class; needs no file.
+        `mnist`, `fashion_mnist`: 28x28; 54,000 / 6,000 training images, the official 10,000 for test.
+        `binarized_mnist`: Larochelle's fixed binarization from its own three files, 0 and 1 stored as 0 and 255;
+            50,000 / 10,000 / 10,000 images, no labels, hence no `label` column.
+        the path of a folder: IDX files, .amat files (each plain or .gz, under their official names), parquet files, or
+            images in one folder per class, below one folder per split.
+        a Hub id `owner/name`.
+    split: `train`, `validation` or `test`.
+    data_dir: for the three MNIST names, a folder that holds the official files, or one with a subfolder of that name
+        that does; the environment variable HF_LATENTGEN_DATA says the same. Local files win over the Hub.
+    streaming: return an `IterableDataset`, which reads parquet shards, image folders and Hub ids as it goes.
+
+    Where `validation` is missing it is carved out of `train`, deterministically: the last 10 % of
+    `torch.randperm(len(train))` with seed 42, which on MNIST is the split of the course. A stream has no known length:
+    there it is the images whose CRC-32 is a multiple of ten, whatever the order and the number of workers.
+
+    Raises: ValueError for an unknown name or split, or a truncated or corrupt file, naming it, the expected and the
+    found bytes; FileNotFoundError naming the file names looked for and where.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
+    if name_or_path == "digits":
+        dataset = _load_digits(split)
+    elif name_or_path in NAMED_FILES:
+        dataset = _load_named(str(name_or_path), split, data_dir)
+    elif Path(name_or_path).is_dir():
+        dataset = _load_folder(Path(name_or_path), split, streaming)
+    elif HUB_ID.fullmatch(str(name_or_path)):
+        looked_for = f"{name_or_path} was looked for as a folder"
+        dataset = _select_split(_load_hub(str(name_or_path), looked_for, streaming), split, str(name_or_path))
+    else:
+        raise ValueError(
+            f"name_or_path must be digits, {', '.join(NAMED_FILES)}, an existing folder or a Hub id owner/name, "
+            f"got {str(name_or_path)!r}."
+        )
+    return dataset.to_iterable_dataset() if streaming and isinstance(dataset, Dataset) else dataset
+
+
+class LevelsDataset(torch.utils.data.Dataset):
+    """Levels of all images of a data set in one uint8 tensor, from which a whole batch is gathered at once.
+
+    `levels`: uint8 [N, C, H, W]. `labels`: int64 [N], or None without `with_labels`.
+    Raises: ValueError when labels are asked for and the data set has none; TypeError for a streaming data set.
+    """
+
+    def __init__(self, dataset: Dataset, image_processor: LevelsImageProcessor, with_labels: bool = False):
+        if not isinstance(dataset, Dataset):
+            raise TypeError(f"dataset must be a datasets.Dataset, got {type(dataset).__name__}; see stream_levels.")
+        _check_columns(dataset, with_labels)
+        if len(dataset) == 0:
+            raise ValueError("dataset must hold at least one image, got an empty data set.")
+        images = dataset.with_format(None).select_columns(["image"])
+        chunks = [images[start : start + 1000]["image"] for start in range(0, len(images), 1000)]
+        self.levels = torch.cat([image_processor(chunk, return_tensors="pt")["pixel_values"] for chunk in chunks])
+        self.labels = torch.tensor(dataset.with_format(None)["label"][:]) if with_labels else None
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.levels)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """`pixel_values`: uint8 levels [C, H, W]; `labels`: int64 [], when kept."""
+        return {name: values[0] for name, values in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        """`pixel_values`: uint8 levels [B, C, H, W]; `labels`: int64 [B], when kept."""
+        rows = torch.as_tensor(indices)
+        batch = {"pixel_values": self.levels[rows]}
+        if self.labels is not None:
+            batch["labels"] = self.labels[rows]
+        return batch
+
+
+def stream_levels(
+    dataset: IterableDataset, image_processor: LevelsImageProcessor, with_labels: bool = False
+) -> IterableDataset:
+    """Stream of `pixel_values`, uint8 levels [C, H, W], and `labels`, int64 [], when asked for.
+
+    Images are processed as they are read, 128 at a time.
+
+    Raises: ValueError when labels are asked for and the data set has none.
+    """
+    _check_columns(dataset, with_labels)
+
+    def to_levels(batch: dict[str, list]) -> dict[str, torch.Tensor]:
+        levels = {"pixel_values": image_processor(batch["image"], return_tensors="pt")["pixel_values"]}
+        return {**levels, "labels": torch.tensor(batch["label"])} if with_labels else levels
+
+    columns = ["image", "label"] if with_labels else ["image"]
+    return dataset.select_columns(columns).map(to_levels, batched=True, batch_size=128, remove_columns=columns)
+
+
+def collate_levels(batch: dict[str, torch.Tensor] | list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """`pixel_values` [B, C, H, W] (and `labels` [B]): a batch gathered at once as it is, a list of examples stacked."""
+    if isinstance(batch, dict):
+        return batch
+    return {name: torch.stack([example[name] for example in batch]) for name in batch[0]}
+
+
+def dataset_from_arrays(
+    images: np.ndarray, labels: np.ndarray | None = None, *, split: str, classes: list[str] | None = None
+) -> Dataset:
+    """Dataset with columns `image` and, when labels are given, `label`, held in memory.
+
+    Each image is stored as a PGM or PPM file: a short header and the raw values, so that 60,000 images take no time to
+    encode. Without `classes`, the classes are called "0", "1", ..., at least ten of them.
+
+    Shape: `images` uint8 [N, H, W] (grey) or [N, H, W, 3] (RGB); `labels` integers [N].
+    """
+    magic, mode = ("P5", "L") if images.ndim == 3 else ("P6", "RGB")
+    header = np.frombuffer(f"{magic} {images.shape[2]} {images.shape[1]} 255\n".encode(), np.uint8)
+    files = np.concatenate([np.tile(header, (len(images), 1)), images.reshape(len(images), -1)], axis=1)
+    offsets = np.arange(len(files) + 1, dtype=np.int64) * files.shape[1]
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(files)]
+    encoded = pa.Array.from_buffers(pa.large_binary(), len(files), buffers).cast(pa.binary())
+    columns = {"image": pa.StructArray.from_arrays([encoded, pa.nulls(len(files), pa.string())], ["bytes", "path"])}
+    features = Features({"image": Image(mode=mode)})
+    if labels is not None:
+        features["label"] = ClassLabel(names=classes or [str(i) for i in range(max(10, int(labels.max()) + 1))])
+        columns["label"] = pa.array(labels.astype(np.int64))
+    return Dataset(InMemoryTable(pa.table(columns)), info=DatasetInfo(features=features), split=NamedSplit(split))
+
+
+def split_indices(num_images: int) -> dict[str, np.ndarray]:
+    """Row numbers of `train`, the first 90 % of `torch.randperm(num_images)` with seed 42, and `validation`, the rest.
+
+    For 60,000 images these are the 54,000 and 6,000 that `torch.utils.data.random_split` gives with that seed.
+    """
+    order = torch.randperm(num_images, generator=torch.Generator().manual_seed(SPLIT_SEED)).numpy()
+    num_train = num_images - num_images // 10
+    return {"train": order[:num_train], "validation": order[num_train:]}
+
+
+def read_idx(path: Path, num_dims: int) -> np.ndarray:
+    """Array of an IDX file of unsigned bytes, plain or .gz.
+
+    Shape: the `num_dims` sizes that the file's header states.
+    Raises: ValueError naming the file, the expected and the found bytes when it is truncated or corrupt.
+    """
+    content, _ = _read_bytes(path)
+    magic, header = bytes([0, 0, 8, num_dims]), 4 + 4 * num_dims
+    if len(content) < header or content[:4] != magic:
+        raise ValueError(
+            f"{path} is no IDX file of unsigned bytes in {num_dims} dimensions: expected a header of {header} bytes "
+            f"that starts with {magic.hex(' ')!r}, found {len(content)} bytes that start with {content[:4].hex(' ')!r}."
+        )
+    shape = np.frombuffer(content, ">u4", num_dims, offset=4).tolist()
+    expected = header + int(np.prod(shape))
+    if len(content) != expected:
+        raise ValueError(f"{path} is truncated or corrupt: expected {expected} bytes, found {len(content)}.")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def read_amat(path: Path) -> np.ndarray:
+    """Square binary images of a text file, one image of 0s and 1s per line, plain or .gz; 1 is stored as 255.
+
+    Shape: uint8 [N, H, W] with H = W.
+    Raises: ValueError naming the file, what was expected and what was found when it is truncated or corrupt.
+    """
+    text, is_complete = _read_bytes(path)
+    if not is_complete:
+        raise ValueError(f"{path} is truncated: its gzip stream stops after {len(text)} bytes of text.")
+    content = np.frombuffer(text, np.uint8)
+    is_value = (content == ord("0")) | (content == ord("1"))
+    is_space = (content == ord(" ")) | (content == ord("\n")) | (content == ord("\r"))
+    if not (is_value | is_space).all() or (is_value[1:] & is_value[:-1]).any():
+        raise ValueError(f"{path} must hold the values 0 and 1, separated by spaces and line ends, and nothing else.")
+    num_lines = text.count(b"\n") + (not text.endswith(b"\n"))
+    row_length = len(text.split(b"\n", 1)[0].split())
+    side, found = round(row_length**0.5), int(is_value.sum())
+    if found == 0 or side**2 != row_length or found != num_lines * row_length:
+        raise ValueError(
+            f"{path} is truncated or corrupt: expected {num_lines} lines of {row_length} values, a square number, "
+            f"found {found} values."
+        )
+    return ((content[is_value] == ord("1")) * np.uint8(255)).reshape(num_lines, side, side)
+
+
+def _read_bytes(path: Path) -> tuple[bytes, bool]:
+    """Content of a file, decompressed if it ends in .gz, and whether it is complete; of a cut archive, the rest."""
+    content = path.read_bytes()
+    if path.suffix != ".gz":
+        return content, True
+    decompressor = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    try:
+        return decompressor.decompress(content), decompressor.eof
+    except zlib.error as error:
+        raise ValueError(f"{path} is corrupt: its {len(content)} bytes are no gzip stream ({error}).") from error
+
+
+def _load_digits(split: str) -> Dataset:
+    values, labels = map(np.asarray, load_digits(return_X_y=True))
+    rest, test = train_test_split(np.arange(len(labels)), test_size=300, stratify=labels, random_state=SPLIT_SEED)
+    train, validation = train_test_split(rest, test_size=200, stratify=labels[rest], random_state=SPLIT_SEED)
+    rows = {"train": train, "validation": validation, "test": test}[split]
+    images = np.minimum(values[rows].reshape(-1, 8, 8) * 16, 255).astype(np.uint8)
+    return dataset_from_arrays(images, labels[rows], split=split)
+
+
+def _load_named(name: str, split: str, data_dir: str | os.PathLike | None) -> Dataset | IterableDataset:
+    """One split of a named data set, from the first local folder that holds its official files, else from the Hub."""
+    root = data_dir or os.environ.get(DATA_DIR_VARIABLE)
+    if root and not Path(root).is_dir():
+        raise FileNotFoundError(f"data_dir (or {DATA_DIR_VARIABLE}) must be an existing folder, got {str(root)!r}.")
+    stored, is_part = _stored_split(NAMED_FILES[name], split, name)
+    files = NAMED_FILES[name][stored]
+    folders = [Path(root) / name, Path(root)] if root else []
+    # MNIST and Fashion-MNIST use the same file names, so the folder of one must not pass for the other.
+    if root and Path(root).resolve().name in NAMED_FILES.keys() - {name}:
+        folders.pop()
+    for folder in folders:
+        paths = _find(folder, files)
+        if len(paths) == len(files):
+            return _load_files(paths, split, is_part, FASHION_CLASSES if name == "fashion_mnist" else None)
+    where = " and in ".join(map(str, folders)) or f"no folder, as neither data_dir nor {DATA_DIR_VARIABLE} is set"
+    looked_for = f"{name} was looked for as {' and '.join(f'{file}[.gz]' for file in files)} in {where}"
+    if name not in HUB_IDS:
+        raise FileNotFoundError(f"{looked_for}; it is not on the Hub.")
+    return _select_split(_load_hub(HUB_IDS[name], looked_for, streaming=False), split, name)
+
+
+def _load_folder(folder: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
+    """One split of a folder of IDX files, .amat files, parquet files or images."""
+    for files in (IDX_FILES, AMAT_FILES):
+        found = {stored: _find(folder, names) for stored, names in files.items()}
+        found = {stored: paths for stored, paths in found.items() if paths}
+        if found:
+            stored, is_part = _stored_split(found, split, str(folder))
+            if len(found[stored]) < len(files[stored]):
+                raise FileNotFoundError(f"{folder} must hold {' and '.join(f'{name}[.gz]' for name in files[stored])}.")
+            return _load_files(found[stored], split, is_part)
+    suffixes = {".parquet", *PIL.Image.registered_extensions()}
+    if not any(path.suffix.lower() in suffixes for path in folder.rglob("*")):
+        names = [name for files in (IDX_FILES, AMAT_FILES) for pair in files.values() for name in pair]
+        raise FileNotFoundError(
+            f"{folder} must hold parquet files, images, or some of {', '.join(f'{name}[.gz]' for name in names)}."
+        )
+    return _select_split(load_dataset(str(folder), streaming=streaming), split, str(folder))
+
+
+def _load_files(paths: list[Path], split: str, is_part: bool, classes: list[str] | None = None) -> Dataset:
+    """Dataset from an IDX file of images and one of labels, or from a single .amat file."""
+    images = read_idx(paths[0], 3) if len(paths) == 2 else read_amat(paths[0])
+    labels = read_idx(paths[1], 1) if len(paths) == 2 else None
+    if labels is not None and len(labels) != len(images):
+        raise ValueError(f"{paths[1]} must hold one label per image: expected {len(images)}, found {len(labels)}.")
+    if is_part:
+        rows = split_indices(len(images))[split]
+        images, labels = images[rows], None if labels is None else labels[rows]
+    return dataset_from_arrays(images, labels, split=split, classes=classes)
+
+
+def _load_hub(hub_id: str, looked_for: str, streaming: bool) -> DatasetDict | IterableDatasetDict:
+    """All splits of a data set on the Hub, or of its copy in the local cache when the Hub cannot be reached."""
+    # One request without retries: load_dataset would retry for half a minute before it says that there is no network.
+    try:
+        HfApi().dataset_info(hub_id, timeout=10)
+    except (httpx.TransportError, OfflineModeIsEnabled) as error:
+        try:
+            cached = Cache(dataset_name=hub_id.split("/")[-1], repo_id=hub_id, version="auto", hash="auto")
+        except ValueError:
+            raise FileNotFoundError(
+                f"{looked_for}; the Hub data set {hub_id} is not in the local cache and the Hub cannot be reached "
+                f"({type(error).__name__})."
+            ) from error
+        return cast(DatasetDict, cached.as_streaming_dataset() if streaming else cached.as_dataset())
+    return load_dataset(hub_id, streaming=streaming)
+
+
+def _select_split(splits: DatasetDict | IterableDatasetDict, split: str, source: str) -> Dataset | IterableDataset:
+    """One split of what `load_dataset` gave, with columns `image` and `label`."""
+    named = {SPLIT_ALIASES.get(str(name), str(name)): dataset for name, dataset in splits.items()}
+    stored, is_part = _stored_split(named, split, source)
+    dataset = _rename_columns(named[stored], source)
+    if not is_part:
+        return dataset
+    if isinstance(dataset, Dataset):
+        return dataset.select(split_indices(len(dataset))[split])
+    keep = _is_validation if split == "validation" else _is_train
+    undecoded = dataset.cast_column("image", Image(decode=False))
+    return undecoded.filter(keep, input_columns=["image"]).cast_column("image", Image())
+
+
+def _is_validation(image: dict) -> bool:
+    """Whether an undecoded image of a stream belongs to the tenth that is carved out of `train`."""
+    key = image["bytes"] or "/".join(Path(image["path"]).parts[-2:]).encode()
+    return zlib.crc32(key) % 10 == 0
+
+
+def _is_train(image: dict) -> bool:
+    return not _is_validation(image)
+
+
+def _rename_columns(dataset: Dataset | IterableDataset, source: str) -> Dataset | IterableDataset:
+    """Only two columns: that of images as `image`, and `label` or the one column of classes as `label`."""
+    features = dataset.features
+    if features is None:
+        raise ValueError(f"{source} does not state its columns, which streaming needs; load it with streaming=False.")
+    undecoded = {
+        name for name, feature in features.items() if isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+    }
+    images = [name for name, feature in features.items() if isinstance(feature, Image) or name in undecoded]
+    if len(images) != 1:
+        raise ValueError(f"{source} must have exactly one column of images, got {images} among {list(features)}.")
+    labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    if "label" in features:
+        labels = ["label"]
+    names = {images[0]: "image", **({labels[0]: "label"} if len(labels) == 1 else {})}
+    dataset = dataset.select_columns(list(names))
+    if undecoded:
+        dataset = dataset.cast_column(images[0], Image())
+    return dataset.rename_columns({old: new for old, new in names.items() if old != new})
+
+
+def _stored_split(available: Collection[str], split: str, source: str) -> tuple[str, bool]:
+    """Name of the stored split that holds `split`, and whether `split` is only a part of it."""
+    is_part = split != "test" and "validation" not in available
+    stored = "train" if is_part else split
+    if stored not in available:
+        allowed = [name for name in SPLITS if name in available or (name == "validation" and "train" in available)]
+        raise ValueError(f"split must be one of {', '.join(allowed)} for {source}, got {split!r}.")
+    return stored, is_part
+
+
+def _find(folder: Path, names: tuple[str, ...]) -> list[Path]:
+    """The files of a folder that have these names, plain or .gz; fewer than names if some are missing."""
+    paths = []
+    for name in names:
+        matches = [*folder.glob(name), *folder.glob(f"{name}.gz")]
+        if len({path.name.removesuffix(".gz") for path in matches}) > 1:
+            raise ValueError(f"{folder} must hold one {name}[.gz], got {', '.join(path.name for path in matches)}.")
+        paths += matches[:1]
+    return paths
+
+
+def _check_columns(dataset: Dataset | IterableDataset, with_labels: bool) -> None:
+    """Raise ValueError unless the columns that are needed are there."""
+    columns = dataset.column_names or []
+    for name in ["image", "label"] if with_labels else ["image"]:
+        if name not in columns:
+            raise ValueError(f"dataset must have a column {name!r}, got {', '.join(columns) or 'none'}.")

@@ -1,0 +1,136 @@
+"""The likelihood of a whole split under a VAE: the ELBO with its two parts, and the importance-weighted estimate."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from hf_latentgen.models.bits import nats_to_bits_per_dim
+from hf_latentgen.models.modeling_vae import VAEModel
+
+
+@dataclass(frozen=True)
+class LikelihoodScores:
+    """Scores of each image, in nats.
+
+    Args:
+        distortion: `-log p(x|z)` at one posterior sample. [N].
+        rate: `KL(q(z|x) || p(z))`. [N].
+        importance_nll: importance-weighted estimate of `-log p(x)`. [N].
+        num_importance_samples: the K of that estimate.
+        num_dims: dimensions of one image.
+    """
+
+    distortion: np.ndarray
+    rate: np.ndarray
+    importance_nll: np.ndarray
+    num_importance_samples: int
+    num_dims: int
+
+    @property
+    def negative_elbo(self) -> np.ndarray:
+        """Upper bound on `-log p(x)` of each image, in nats. [N]. Source: Kingma & Welling (2014), eq. 10."""
+        return self.distortion + self.rate
+
+    def metrics(self) -> dict[str, float]:
+        """Means over the images, each named with its unit. `_standard_error` is that of the mean over the images."""
+        estimate = f"iw{self.num_importance_samples}"
+        arrays = {
+            "bits_per_dim": nats_to_bits_per_dim(self.negative_elbo, self.num_dims),
+            f"bits_per_dim_{estimate}": nats_to_bits_per_dim(self.importance_nll, self.num_dims),
+            "negative_elbo_nats": self.negative_elbo,
+            f"nll_nats_{estimate}": self.importance_nll,
+            "distortion_nats": self.distortion,
+            "rate_nats": self.rate,
+        }
+        scores = {}
+        for name, values in arrays.items():
+            scores[name] = float(values.mean())
+            scores[f"{name}_standard_error"] = float(values.std(ddof=1) / len(values) ** 0.5)
+        return scores
+
+
+@torch.no_grad()
+def evaluate_elbo(
+    model: VAEModel, levels: Tensor, batch_size: int = 128, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distortion and rate of every image with one posterior sample, in nats. Two arrays [N].
+
+    Their sum is the negative ELBO. A score at the posterior mean would be no bound: it is too low.
+
+    Shape: `levels` [N, C, H, W]. The model is put into `eval()` mode.
+
+    Args:
+        model: scores the images.
+        levels: integer levels of the whole split; the last, shorter batch counts like the others.
+        batch_size: images at once. The posterior noise depends on it, the expectation of a score does not.
+        seed: of the posterior noise.
+
+    Source: Kingma & Welling (2014), eq. 10.
+    """
+    model.eval()
+    generator = torch.Generator().manual_seed(seed)
+    distortion, rate = [], []
+    for batch in logging.tqdm(levels.split(batch_size), desc="ELBO"):
+        output = model(batch.to(model.device), sample_posterior=True, generator=generator, return_loss=False)
+        distortion.append(output.distortion.double().cpu())
+        rate.append(output.rate.double().cpu())
+    return torch.cat(distortion).numpy(), torch.cat(rate).numpy()
+
+
+@torch.no_grad()
+def evaluate_likelihood(
+    model: VAEModel, levels: Tensor, batch_size: int = 128, seed: int = 0, num_importance_samples: int = 500
+) -> LikelihoodScores:
+    """ELBO and importance-weighted estimate of every image, in nats.
+
+    Both start from a generator with the same seed, so that the ELBO does not depend on the number of samples.
+
+    Shape and arguments as in `evaluate_elbo`; `num_importance_samples` is the K of the estimate.
+
+    Raises:
+        ValueError: fewer than two images (there would be no standard error), bad levels, or a score that is not finite.
+
+    Source: Burda et al. (2016), eq. 8.
+    """
+    if len(levels) < 2:
+        raise ValueError(f"levels must hold at least 2 images, got {len(levels)}")
+    distortion, rate = evaluate_elbo(model, levels, batch_size, seed)
+    generator = torch.Generator().manual_seed(seed)
+    log_likelihood = [
+        model.log_likelihood(batch.to(model.device), num_importance_samples, generator=generator).double().cpu()
+        for batch in logging.tqdm(levels.split(batch_size), desc=f"importance samples, K = {num_importance_samples}")
+    ]
+    importance_nll = -torch.cat(log_likelihood).numpy()
+    wrong = ~np.isfinite(distortion + rate + importance_nll)
+    if wrong.any():
+        raise ValueError(
+            f"the scores of {wrong.sum()} of {len(levels)} images are not finite, the first one of image "
+            f"{wrong.argmax()}: the weights are damaged or the training diverged"
+        )
+    return LikelihoodScores(distortion, rate, importance_nll, num_importance_samples, model.config.num_dims)
+
+
+def untrained_metrics(model: VAEModel, levels: Tensor, batch_size: int = 128, seed: int = 0) -> dict[str, float]:
+    """Where training starts, for the configuration of a model: bits per dimension with fresh and with all-zero weights.
+
+    All-zero weights make every level equally likely and the posterior the prior: exactly log2(num_levels), and a rate
+    of 0 nats.
+
+    Shape and arguments as in `evaluate_elbo`; `seed` also sets the fresh weights.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        fresh = type(model)(model.config).to(model.device)
+    fresh_nats = sum(evaluate_elbo(fresh, levels, batch_size, seed))
+    for parameter in fresh.parameters():
+        torch.nn.init.zeros_(parameter)
+    zero_distortion, zero_rate = evaluate_elbo(fresh, levels, batch_size, seed)
+    num_dims = model.config.num_dims
+    return {
+        "untrained_bits_per_dim": float(nats_to_bits_per_dim(fresh_nats.mean(), num_dims)),
+        "zero_weights_bits_per_dim": float(nats_to_bits_per_dim((zero_distortion + zero_rate).mean(), num_dims)),
+        "zero_weights_rate_nats": float(zero_rate.mean()),
+    }

@@ -1,0 +1,176 @@
+"""Pictures of a run: grids of images, the training curve, the map of a two-dimensional latent space.
+
+Every function returns a `PIL.Image` that depends on its arguments only: saved as PNG, equal arguments give equal bytes.
+"""
+
+import math
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from hf_latentgen.models.image_processing_levels import uint8_from_levels
+
+# Mid-grey, so that the border differs from the black background and from white strokes.
+PADDING_VALUE = 128
+
+
+def image_grid(
+    levels: torch.Tensor | np.ndarray,
+    num_levels: int,
+    columns: int = 8,
+    padding: int = 2,
+    scale: int | None = None,
+) -> Image.Image:
+    """A picture of the images side by side, row after row, with mid-grey between them.
+
+    Shape: `levels` [N, C, H, W], integers or real numbers in `[0, num_levels - 1]`; C is 1 or 3.
+
+    Args:
+        levels: the images.
+        num_levels: level `num_levels - 1` is white.
+        columns: images in a row.
+        padding: pixels of mid-grey between two images, after the enlargement.
+        scale: factor of the nearest-neighbour enlargement; by default images below 56 pixels are enlarged to that.
+
+    Raises:
+        ValueError: no images, a shape that is not [N, 1 or 3, H, W], or levels out of range.
+    """
+    return _tile(_cells(levels, num_levels), columns, padding, scale, least_size=56)
+
+
+def reconstruction_grid(
+    originals: torch.Tensor | np.ndarray,
+    reconstructions: torch.Tensor | np.ndarray,
+    num_levels: int,
+    columns: int = 8,
+    padding: int = 2,
+    scale: int | None = None,
+) -> Image.Image:
+    """A picture whose odd rows are originals, each with its reconstruction below it.
+
+    Shape: `originals` and `reconstructions` [N, C, H, W], levels as for `image_grid`.
+
+    Raises:
+        ValueError: the two shapes differ, or as in `image_grid`.
+    """
+    first, second = _cells(originals, num_levels), _cells(reconstructions, num_levels)
+    if first.shape != second.shape:
+        raise ValueError(f"reconstructions must have the shape of the originals, {first.shape}, got {second.shape}")
+    missing = -len(first) % columns
+    blank = np.full((missing, *first.shape[1:]), PADDING_VALUE, dtype=np.uint8)
+    rows = [np.concatenate([images, blank]).reshape(-1, columns, *first.shape[1:]) for images in (first, second)]
+    pairs = np.stack(rows, axis=1).reshape(-1, *first.shape[1:])
+    return _tile(pairs, columns, padding, scale, least_size=56)
+
+
+def manifold_grid(
+    levels: torch.Tensor | np.ndarray, num_levels: int, padding: int = 0, scale: int | None = None
+) -> Image.Image:
+    """A square picture of the decoded grid of a two-dimensional latent space.
+
+    Shape: `levels` [grid_size * grid_size, C, H, W], row after row, levels as for `image_grid`.
+
+    Raises:
+        ValueError: the number of images is not a square, or as in `image_grid`.
+    """
+    cells = _cells(levels, num_levels)
+    grid_size = math.isqrt(len(cells))
+    if grid_size**2 != len(cells):
+        raise ValueError(f"levels must hold grid_size * grid_size images, a square number, got {len(cells)}")
+    return _tile(cells, grid_size, padding, scale, least_size=28)
+
+
+def history_plot(
+    history: list[dict[str, float]],
+    references: dict[str, float] | None = None,
+    floor: dict[str, float] | None = None,
+) -> Image.Image:
+    """A picture of validation bits per dimension against epochs.
+
+    Args:
+        history: one `{"epoch": ..., "eval_bits_per_dim": ...}` per evaluation.
+        references: label -> published score, drawn as dashed lines.
+        floor: label -> score of a baseline without a network, drawn as dotted lines.
+
+    Raises:
+        ValueError: the history is empty.
+    """
+    if not history:
+        raise ValueError("history must hold at least one evaluation, got an empty list")
+    epochs = [entry["epoch"] for entry in history]
+    scores = [entry["eval_bits_per_dim"] for entry in history]
+    with mpl.rc_context(mpl.rcParamsDefault):
+        figure = Figure(figsize=(6.4, 4.0), dpi=100, layout="constrained")
+        axes = figure.subplots()
+        axes.plot(epochs, scores, color="tab:blue", marker="." if len(scores) < 30 else None, label="validation")
+        for style, lines in (("--", references or {}), (":", floor or {})):
+            for index, (label, value) in enumerate(lines.items()):
+                axes.axhline(value, linestyle=style, color=f"C{index + (1 if style == '--' else 5)}", label=label)
+        shown = [*scores, *(references or {}).values(), *(floor or {}).values()]
+        # The first evaluations lie far above the rest and would flatten everything of interest.
+        top = min(max(shown), 1.6 * min(shown))
+        margin = 0.05 * (top - min(shown)) or 0.05 * top
+        axes.set_ylim(min(shown) - margin, top + margin)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("bits per dimension")
+        axes.legend(loc="upper right", fontsize="small")
+        return _render(figure)
+
+
+def latent_scatter(means: np.ndarray, labels: np.ndarray) -> Image.Image:
+    """A picture of two-dimensional posterior means, one colour per class.
+
+    Shape: `means` [N, 2]; `labels` [N], integers.
+
+    Raises:
+        ValueError: the latents are not two-dimensional, or there is not one label for each.
+    """
+    if means.ndim != 2 or means.shape[1] != 2:
+        raise ValueError(f"means must have shape [N, 2], got {list(means.shape)}")
+    if labels.shape != means.shape[:1]:
+        raise ValueError(f"labels must have shape [{len(means)}], one for each mean, got {list(labels.shape)}")
+    with mpl.rc_context(mpl.rcParamsDefault):
+        figure = Figure(figsize=(6.4, 6.4), dpi=100, layout="constrained")
+        axes = figure.subplots()
+        for index, label in enumerate(np.unique(labels)):
+            points = means[labels == label]
+            axes.scatter(points[:, 0], points[:, 1], s=4, color=mpl.colormaps["tab20"](index % 20), label=str(label))
+        axes.set_aspect("equal")
+        axes.set_xlabel("latent 1")
+        axes.set_ylabel("latent 2")
+        axes.legend(markerscale=3, fontsize="small")
+        return _render(figure)
+
+
+def _cells(levels: torch.Tensor | np.ndarray, num_levels: int) -> np.ndarray:
+    """The images as 8-bit values, channels last. uint8 [N, H, W, C]."""
+    array = levels.detach().float().cpu().numpy() if isinstance(levels, torch.Tensor) else np.asarray(levels)
+    if array.ndim != 4 or len(array) == 0 or array.shape[1] not in (1, 3):
+        raise ValueError(f"levels must have shape [N, C, H, W] with N >= 1 and C of 1 or 3, got {list(array.shape)}")
+    # A mean over levels can leave the range by a rounding error.
+    return np.asarray(uint8_from_levels(array.round(3), num_levels)).transpose(0, 2, 3, 1)
+
+
+def _tile(cells: np.ndarray, columns: int, padding: int, scale: int | None, least_size: int) -> Image.Image:
+    number, height, width, channels = cells.shape
+    if scale is None:
+        scale = max(1, -(-least_size // max(height, width)))
+    columns = min(columns, number)
+    rows = -(-number // columns)
+    step_y, step_x = height * scale + padding, width * scale + padding
+    canvas = np.full((rows * step_y + padding, columns * step_x + padding, channels), PADDING_VALUE, dtype=np.uint8)
+    for index, cell in enumerate(cells):
+        top, left = (index // columns) * step_y + padding, (index % columns) * step_x + padding
+        enlarged = cell.repeat(scale, axis=0).repeat(scale, axis=1)
+        canvas[top : top + height * scale, left : left + width * scale] = enlarged
+    return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
+
+
+def _render(figure: Figure) -> Image.Image:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

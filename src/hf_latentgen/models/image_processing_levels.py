@@ -1,0 +1,218 @@
+# Copyright 2026 The hf-latentgen authors. Apache-2.0.
+"""Images to integer levels and back: the one quantisation rule, and the image processor built on it."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict
+from transformers.processing_utils import ImagesKwargs
+from transformers.utils import TensorType
+
+PIL_MODES = {1: "L", 3: "RGB"}
+ARRAY_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+
+
+def levels_from_uint8(array: np.ndarray | torch.Tensor, num_levels: int) -> np.ndarray | torch.Tensor:
+    """Level floor(value * num_levels / 256) of every 8-bit value, as uint8 in the container that was given.
+
+    For 16 levels this is exactly `value >> 4`.
+
+    Shape: any; the result has the shape of `array`.
+    Raises: ValueError when `array` is not uint8 or `num_levels` is not an integer from 2 to 256.
+    """
+    check_num_levels(num_levels)
+    if array.dtype not in (np.uint8, torch.uint8):
+        raise ValueError(f"array must hold uint8 values, got {array.dtype}.")
+    if isinstance(array, torch.Tensor):
+        return (array.to(torch.int32) * num_levels >> 8).to(torch.uint8)
+    return (array.astype(np.uint16) * np.uint16(num_levels) >> 8).astype(np.uint8)
+
+
+def uint8_from_levels(levels: np.ndarray | torch.Tensor, num_levels: int) -> np.ndarray | torch.Tensor:
+    """8-bit value round(level * 255 / (num_levels - 1)) of every level, as uint8 in the container that was given.
+
+    Black is level 0 and white the last level; a float level (a mean) lands between its neighbours.
+
+    Shape: any; the result has the shape of `levels`.
+    Raises: ValueError when a level is NaN or outside 0 ... num_levels - 1, or `num_levels` is not 2 to 256.
+    """
+    check_num_levels(num_levels)
+    # bool(...) of the negated comparison also catches NaN.
+    if not bool(((levels >= 0) & (levels <= num_levels - 1)).all()):
+        raise ValueError(
+            f"levels must lie in 0 ... {num_levels - 1} (num_levels={num_levels}), "
+            f"got {levels.min()} ... {levels.max()}."
+        )
+    if isinstance(levels, torch.Tensor):
+        return (levels.to(torch.float32) * 255 / (num_levels - 1)).round().to(torch.uint8)
+    return np.rint(levels.astype(np.float32) * 255 / (num_levels - 1)).astype(np.uint8)
+
+
+def check_num_levels(num_levels: int) -> None:
+    """None. Raises: ValueError unless `num_levels` is an integer from 2 to 256."""
+    if isinstance(num_levels, bool) or not isinstance(num_levels, int) or not 2 <= num_levels <= 256:
+        raise ValueError(f"num_levels must be an integer from 2 to 256, got {num_levels!r}.")
+
+
+class LevelsImageProcessorKwargs(ImagesKwargs, total=False):
+    """Fields of `LevelsImageProcessor` beyond those every image processor has.
+
+    do_quantize: whether 8-bit values become levels.
+    num_levels: number of grey levels per channel, 2 to 256.
+    num_channels: 1 for greyscale, 3 for RGB.
+    """
+
+    do_quantize: bool
+    num_levels: int
+    num_channels: int
+
+
+class LevelsImageProcessor(PilBackend):
+    """Integer levels [B, C, H, W] from PIL images, arrays and tensors, and PIL images from levels.
+
+    `processor(images, return_tensors="pt")["pixel_values"]` is uint8 with values 0 ... num_levels - 1. Images are
+    PIL images with 8 bits per channel, or numpy arrays or torch tensors [H, W], [C, H, W] or [H, W, C] of integers
+    0 ... 255 or of floats in [0, 1] (as `torchvision.transforms.ToTensor` gives); alone, in a list, or stacked
+    [B, C, H, W] or [B, H, W, C].
+
+    size: height and width of the result; other images are resized when `do_resize` is true, refused otherwise.
+    do_convert_rgb: whether images change to the mode `num_channels` asks for: grey for 1, RGB for 3. When false,
+        an image with another number of channels is refused.
+    """
+
+    valid_kwargs = LevelsImageProcessorKwargs
+    model_input_names: ClassVar[list[str]] = ["pixel_values"]
+    size = SizeDict(height=28, width=28)
+    resample = PILImageResampling.BILINEAR
+    do_resize = True
+    do_convert_rgb = True
+    do_rescale = False
+    do_normalize = False
+    do_quantize = True
+    num_levels = 16
+    num_channels = 1
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        check_num_levels(self.num_levels)
+        if self.num_channels not in PIL_MODES:
+            raise ValueError(f"num_channels must be 1 (greyscale) or 3 (RGB), got {self.num_channels!r}.")
+        if not self.size.height or not self.size.width:
+            raise ValueError(f"size must name a positive height and width, got {dict(self.size)}.")
+
+    def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> ImageInput:
+        """Flat list of single images."""
+        if isinstance(images, (list, tuple, np.ndarray, torch.Tensor)):
+            if len(images) == 0:
+                raise ValueError("images must hold at least one image, got an empty batch.")
+            if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 2:
+                return [images]
+            # transformers takes lists of 3-D arrays only.
+            if all(isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 2 for image in images):
+                return [image[None] for image in images]
+        return super()._prepare_images_structure(images, expected_ndims=expected_ndims)
+
+    def process_image(
+        self,
+        image: Image.Image | np.ndarray | torch.Tensor,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        num_channels: int = 1,
+        **_: Any,
+    ) -> np.ndarray:
+        """8-bit values of one image, uint8. [C, H, W]."""
+        if not isinstance(image, Image.Image):
+            array = _channels_last(_uint8_from_array(image), input_data_format)
+            if array.shape[-1] == num_channels:
+                return np.moveaxis(array, -1, 0)
+            image = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array, ARRAY_MODES[array.shape[-1]])
+        if image.mode not in EIGHT_BIT_MODES:
+            raise ValueError(
+                f"images must have 8 bits per channel, got a PIL image of mode {image.mode!r}; allowed modes: "
+                f"{', '.join(EIGHT_BIT_MODES)}."
+            )
+        if image.mode != PIL_MODES[num_channels]:
+            if not do_convert_rgb:
+                raise ValueError(
+                    f"images must have mode {PIL_MODES[num_channels]!r} (num_channels={num_channels}, "
+                    f"do_convert_rgb=False), got {image.mode!r}."
+                )
+            image = image.convert(PIL_MODES[num_channels])
+        array = np.asarray(image)
+        return array[None] if num_channels == 1 else np.moveaxis(array, -1, 0)
+
+    def _preprocess(
+        self,
+        images: list[np.ndarray],
+        do_resize: bool,
+        size: SizeDict,
+        resample: PILImageResampling | None,
+        do_quantize: bool,
+        num_levels: int,
+        return_tensors: str | TensorType | None,
+        **_: Any,
+    ) -> BatchFeature:
+        """`pixel_values` [B, C, H, W], uint8: levels, or 8-bit values when `do_quantize` is false."""
+        expected = (size.height, size.width)
+        for index, image in enumerate(images):
+            if image.shape[-2:] == expected:
+                continue
+            if not do_resize:
+                raise ValueError(
+                    f"images must be {expected[0]}x{expected[1]} (size; do_resize=False), "
+                    f"got {image.shape[-2]}x{image.shape[-1]}."
+                )
+            images[index] = self.resize(image, size, resample)
+        pixel_values = np.stack(images)
+        if do_quantize:
+            pixel_values = levels_from_uint8(pixel_values, num_levels)
+        return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
+
+    def post_process_images(self, levels: np.ndarray | torch.Tensor) -> list[Image.Image]:
+        """PIL images, mode L or RGB: level k of L is shown as round(k * 255 / (L - 1)); float levels are allowed.
+
+        Shape: `levels` [B, C, H, W], or [C, H, W] for one image.
+        Raises: ValueError for another shape, a channel count other than 1 or 3, or levels out of range.
+        """
+        if levels.ndim not in (3, 4) or levels.shape[-3] not in PIL_MODES:
+            raise ValueError(f"levels must have shape [B, C, H, W] with C 1 or 3, got {tuple(levels.shape)}.")
+        if isinstance(levels, torch.Tensor):
+            levels = levels.detach().cpu()
+        values = np.asarray(uint8_from_levels(levels, self.num_levels)).reshape(-1, *levels.shape[-3:])
+        return [Image.fromarray(value[0] if len(value) == 1 else np.moveaxis(value, 0, -1)) for value in values]
+
+
+def _uint8_from_array(image: np.ndarray | torch.Tensor) -> np.ndarray:
+    """8-bit values of an array of integers 0 ... 255 or floats in [0, 1], in its own shape."""
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).numpy()
+    if image.dtype == np.uint8:
+        return image
+    is_float = np.issubdtype(image.dtype, np.floating)
+    if not is_float and not np.issubdtype(image.dtype, np.integer):
+        raise ValueError(f"images must hold integers 0 ... 255 or floats in [0, 1], got dtype {image.dtype}.")
+    highest = 1 if is_float else 255
+    if not ((image >= 0) & (image <= highest)).all():
+        raise ValueError(
+            f"images of dtype {image.dtype} must lie in 0 ... {highest} without NaN, "
+            f"got {image.min()} ... {image.max()}."
+        )
+    return np.rint(image * 255).astype(np.uint8) if is_float else image.astype(np.uint8)
+
+
+def _channels_last(image: np.ndarray, input_data_format: str | ChannelDimension | None) -> np.ndarray:
+    """The same image as [H, W, C]."""
+    if image.ndim == 2:
+        return image[..., None]
+    if input_data_format is None:
+        first, last = image.shape[0] in ARRAY_MODES, image.shape[-1] in ARRAY_MODES
+        if not first and not last:
+            raise ValueError(f"images must have 1, 3 or 4 channels, first or last, got shape {image.shape}.")
+        input_data_format = ChannelDimension.FIRST if first else ChannelDimension.LAST
+    return np.moveaxis(image, 0, -1) if input_data_format == ChannelDimension.FIRST else image

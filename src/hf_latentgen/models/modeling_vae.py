@@ -1,0 +1,306 @@
+# Copyright 2026 The hf-latentgen authors. Apache-2.0.
+"""The variational autoencoder with a categorical likelihood of the pixel levels."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .bits import nats_to_bits_per_dim
+from .configuration_vae import VAEConfig
+from .distributions import CategoricalPixels, DiagonalGaussian, standard_normal, standard_normal_log_prob
+from .networks import DECODERS, ENCODERS, LadderPosterior, ResidualBlock
+
+ESTIMATORS = ("importance", "prior")
+# Decoded images held at once while estimating a likelihood: bounds the memory, whatever the number of samples.
+IMAGES_PER_PASS = 512
+
+
+@dataclass
+class VAEOutput(ModelOutput):
+    """What [`VAEModel`] returns.
+
+    Args:
+        loss: the optimised objective, mean over the batch, in bits per dimension. Scalar.
+        distortion: `-E log p(x|z)` of each image, in nats. [B].
+        rate: `KL(q(z|x) || p(z))` of each image, in nats. [B].
+        logits: unnormalised log probabilities of the levels. [B, num_levels, C, H, W].
+        latents: the latents that were decoded. [B, L].
+    """
+
+    loss: Tensor | None = None
+    distortion: Tensor | None = None
+    rate: Tensor | None = None
+    logits: Tensor | None = None
+    latents: Tensor | None = None
+
+
+class VAEModel(PreTrainedModel):
+    """Variational autoencoder with a diagonal-Gaussian posterior, a standard normal prior and categorical pixels.
+
+    Source: Kingma & Welling (2014), Auto-Encoding Variational Bayes.
+    """
+
+    config: VAEConfig
+    base_model_prefix = "vae"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _no_split_modules = ["ConvBlock", "UpsamplingBlock", "ResidualBlock", "LadderPosterior", "DenseBlock"]
+
+    def __init__(self, config: VAEConfig):
+        super().__init__(config)
+        self.encoder = ENCODERS[config.architecture](config)
+        self.decoder = DECODERS[config.architecture](config)
+        self.latent_sizes = [math.prod(shape) for shape in config.latent_shapes]
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            # PyTorch's own initialisation, with which the course network was trained.
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            bound = 1 / math.sqrt(module.weight.shape[1] * module.weight[0, 0].numel())
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, ResidualBlock | LadderPosterior):
+            init.zeros_(module.last.weight)
+            init.zeros_(module.last.bias)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        beta: Tensor | float | None = None,
+        sample_posterior: bool | None = None,
+        generator: torch.Generator | None = None,
+        return_loss: bool = True,
+    ) -> VAEOutput:
+        """The two parts of the negative ELBO of each image, and the objective.
+
+        The loss is the mean over the batch of `distortion + beta * rate`, in bits per dimension, the rate of each latent
+        dimension and image being counted as at least `free_bits`. `rate` itself is never clamped.
+
+        Args:
+            pixel_values: integer levels, [B, C, H, W].
+            beta: weight of the rate in the loss; `config.beta` when None.
+            sample_posterior: decode a posterior sample rather than its mean; when None, only while training. A loss at
+                the posterior mean is not an ELBO: it is too low.
+            generator: source of the posterior noise.
+            return_loss: also compute the loss.
+
+        Raises:
+            ValueError: levels of a wrong type, shape or range, or an empty batch.
+
+        Source: Kingma & Welling (2014), eq. 10; free bits: Kingma et al. (2016), eq. 15, applied to each image rather than
+        to the mean over a batch, so that the loss does not depend on how a batch is split.
+        """
+        self._check_levels(pixel_values)
+        posterior, latents, logits = self._infer(pixel_values, sample_posterior, generator)
+        distortion = -CategoricalPixels(logits).log_prob(pixel_values)
+        rates = posterior.kl_to_standard_normal()
+        loss = None
+        if return_loss:
+            beta = self.config.beta if beta is None else beta
+            objective = distortion + beta * rates.clamp(min=self.config.free_bits).sum(1)
+            loss = nats_to_bits_per_dim(objective.mean(), self.config.num_dims)
+        return VAEOutput(loss, distortion, rates.sum(1), logits, latents)
+
+    def encode(
+        self, pixel_values: Tensor, sample_posterior: bool | None = None, generator: torch.Generator | None = None
+    ) -> DiagonalGaussian:
+        """The posterior of the latents of each image. Mean and log standard deviation [B, L].
+
+        In a ladder the posterior of the finer latents is conditional on the coarser ones, which are sampled or, in
+        `eval()`, taken at their mean. Arguments and errors are those of `forward`.
+        """
+        self._check_levels(pixel_values)
+        return self._infer(pixel_values, sample_posterior, generator)[0]
+
+    def decode(self, latents: Tensor) -> CategoricalPixels:
+        """The distribution of the pixels given latents [B, L].
+
+        Raises:
+            ValueError: `latents` has not two axes, or not `L` columns.
+        """
+        num_latents = sum(self.latent_sizes)
+        if latents.ndim != 2 or latents.shape[1] != num_latents:
+            raise ValueError(f"latents must have shape [B, {num_latents}], got {list(latents.shape)}")
+        state = None
+        for group, code in enumerate(latents.to(self.dtype).split(self.latent_sizes, 1)):
+            state = self.decoder.advance(group, code, state)
+        return CategoricalPixels(self.decoder.finish(state).float())
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num_images: int,
+        generator: torch.Generator | None = None,
+        output: str = "sample",
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Images from the prior, as levels. [num_images, C, H, W], int64, or real numbers for `output="mean"`.
+
+        Args:
+            num_images: how many, at least 1.
+            generator: source of the latents and of the pixel noise.
+            output: draw each pixel ("sample"), or take the "mode" or the "mean" of its distribution.
+            temperature: standard deviation of the latents.
+
+        Raises:
+            ValueError: an argument is out of range.
+        """
+        if num_images < 1:
+            raise ValueError(f"num_images must be at least 1, got {num_images}")
+        if temperature < 0:
+            raise ValueError(f"temperature must be at least 0, got {temperature}")
+        latents = temperature * self._prior_sample(num_images, generator)
+        return self.decode(latents).draw(output, generator)
+
+    @torch.no_grad()
+    def reconstruct(
+        self, pixel_values: Tensor, output: str = "mean", generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Images decoded from the posterior means of images, as levels. [B, C, H, W]. Arguments as in `sample`."""
+        return self.decode(self.encode(pixel_values, sample_posterior=False).mean).draw(output, generator)
+
+    @torch.no_grad()
+    def interpolate(self, first: Tensor, second: Tensor, num_steps: int = 8, output: str = "mean") -> Tensor:
+        """Images on the straight line between the posterior means of two batches. [B, num_steps, C, H, W] levels.
+
+        Raises:
+            ValueError: the batches differ in shape, or `num_steps` is below 2.
+        """
+        if num_steps < 2:
+            raise ValueError(f"num_steps must be at least 2, got {num_steps}")
+        if first.shape != second.shape:
+            raise ValueError(f"first and second must have one shape, got {list(first.shape)} and {list(second.shape)}")
+        start, end = (self.encode(images, sample_posterior=False).mean for images in (first, second))
+        weights = torch.linspace(0, 1, num_steps, device=start.device).view(1, -1, 1)
+        path = torch.lerp(start.unsqueeze(1), end.unsqueeze(1), weights)
+        return self.decode(path.flatten(0, 1)).draw(output).unflatten(0, (-1, num_steps))
+
+    @torch.no_grad()
+    def manifold(self, grid_size: int = 20) -> Tensor:
+        """Decoder means over the latent plane, as real levels. [grid_size * grid_size, C, H, W], row by row.
+
+        Each axis visits the normal quantiles `(i + 0.5) / grid_size`; the first latent grows to the right, the second
+        upwards. Source: Kingma & Welling (2014), figure 4.
+
+        Raises:
+            ValueError: the model has not exactly two latent dimensions.
+        """
+        if sum(self.latent_sizes) != 2:
+            raise ValueError(
+                f"manifold needs latent_dim 2 and no ladder, got {sum(self.latent_sizes)} latent dimensions"
+            )
+        quantiles = (torch.arange(grid_size, device=self.device) + 0.5) / grid_size
+        axis = torch.special.ndtri(quantiles)
+        second, first = torch.meshgrid(axis.flip(0), axis, indexing="ij")
+        return self.decode(torch.stack([first, second], -1).flatten(0, 1)).mean
+
+    @torch.no_grad()
+    def bits_per_dim(self, pixel_values: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Negative ELBO of each image with one posterior sample, in bits per dimension: an upper bound. [B]."""
+        output = self(pixel_values, sample_posterior=True, generator=generator, return_loss=False)
+        return nats_to_bits_per_dim(output.distortion + output.rate, self.config.num_dims)
+
+    @torch.no_grad()
+    def log_likelihood(
+        self,
+        pixel_values: Tensor,
+        num_samples: int,
+        estimator: str = "importance",
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Estimate of `log p(x)` of each image, in nats. [B]. Its expectation is a lower bound, tight as samples grow.
+
+        `"importance"` averages `p(x, z) / q(z|x)` over posterior samples. `"prior"` averages `p(x|z)` over prior samples,
+        the same ones for the whole batch: simple, and hopeless in many latent dimensions. Both stream, so that the memory
+        does not grow with `num_samples`.
+
+        Raises:
+            ValueError: unknown estimator, `num_samples` below 1, or bad levels.
+
+        Source: Burda et al. (2016), Importance Weighted Autoencoders, eq. 8.
+        """
+        if estimator not in ESTIMATORS:
+            raise ValueError(f"estimator must be one of {ESTIMATORS}, got {estimator!r}")
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        self._check_levels(pixel_values)
+        batch_size = len(pixel_values)
+        if estimator == "importance":
+            per_pass = max(1, IMAGES_PER_PASS // batch_size)
+            features = self._encode_features(pixel_values)
+        else:
+            per_pass = IMAGES_PER_PASS
+            one_hot = F.one_hot(pixel_values.long(), self.config.num_levels).movedim(-1, 1).flatten(1).float()
+        total = torch.full((batch_size,), -math.inf, device=pixel_values.device)
+        for start in range(0, num_samples, per_pass):
+            count = min(per_pass, num_samples - start)
+            if estimator == "importance":
+                log_weights = self._log_importance_weights(pixel_values, features, count, generator)
+            else:
+                logits = self.decode(self._prior_sample(count, generator)).logits
+                log_weights = one_hot @ logits.log_softmax(1).flatten(1).T
+            total = torch.logaddexp(total, log_weights.logsumexp(1))
+        return total - math.log(num_samples)
+
+    def _log_importance_weights(
+        self, pixel_values: Tensor, features: list[Tensor], count: int, generator: torch.Generator | None
+    ) -> Tensor:
+        """`log p(x, z) - log q(z|x)` of `count` posterior samples of each image. [B, count]."""
+        features = [feature.repeat_interleave(count, 0) for feature in features]
+        posterior, latents, logits = self._infer_features(features, True, generator)
+        distortion = -CategoricalPixels(logits).log_prob(pixel_values.repeat_interleave(count, 0))
+        log_weights = standard_normal_log_prob(latents) - posterior.log_prob(latents) - distortion
+        return log_weights.unflatten(0, (-1, count))
+
+    def _infer(
+        self, pixel_values: Tensor, sample_posterior: bool | None, generator: torch.Generator | None
+    ) -> tuple[DiagonalGaussian, Tensor, Tensor]:
+        sample_posterior = self.training if sample_posterior is None else sample_posterior
+        return self._infer_features(self._encode_features(pixel_values), sample_posterior, generator)
+
+    def _encode_features(self, pixel_values: Tensor) -> list[Tensor]:
+        """Features of each latent group, from levels scaled to [-1, 1]."""
+        return self.encoder((pixel_values * (2 / (self.config.num_levels - 1)) - 1).to(self.dtype))
+
+    def _infer_features(
+        self, features: list[Tensor], sample_posterior: bool, generator: torch.Generator | None
+    ) -> tuple[DiagonalGaussian, Tensor, Tensor]:
+        """Posterior over all latents, the latents taken from it [B, L], and logits [B, num_levels, C, H, W]."""
+        state, posteriors, codes = None, [], []
+        for group, feature in enumerate(features):
+            mean, log_std = self.encoder.posterior(group, feature, state).float().chunk(2, 1)
+            posterior = DiagonalGaussian(mean, log_std)
+            code = posterior.sample(generator) if sample_posterior else posterior.mean
+            state = self.decoder.advance(group, code.to(self.dtype), state)
+            posteriors.append(posterior)
+            codes.append(code)
+        mean = torch.cat([posterior.mean for posterior in posteriors], 1)
+        log_std = torch.cat([posterior.log_std for posterior in posteriors], 1)
+        return DiagonalGaussian(mean, log_std), torch.cat(codes, 1), self.decoder.finish(state).float()
+
+    def _prior_sample(self, num_images: int, generator: torch.Generator | None) -> Tensor:
+        return standard_normal((num_images, sum(self.latent_sizes)), torch.empty(0, device=self.device), generator)
+
+    def _check_levels(self, pixel_values: Tensor) -> None:
+        config = self.config
+        shape = (config.num_channels, config.image_size, config.image_size)
+        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != shape or len(pixel_values) == 0:
+            expected = f"[B, {', '.join(map(str, shape))}] with B at least 1"
+            raise ValueError(f"pixel_values must have shape {expected}, got {list(pixel_values.shape)}")
+        if pixel_values.is_floating_point() or pixel_values.dtype == torch.bool:
+            raise ValueError(f"pixel_values must be integer levels, got {pixel_values.dtype}")
+        # A compiled graph cannot stop on a value.
+        if not torch.compiler.is_compiling():
+            low, high = (value.item() for value in pixel_values.aminmax())
+            if low < 0 or high >= config.num_levels:
+                allowed = f"levels in 0 ... {config.num_levels - 1}"
+                raise ValueError(f"pixel_values must be {allowed}, got values from {low} to {high}")

@@ -1,0 +1,259 @@
+# Copyright 2026 The hf-latentgen authors. Apache-2.0.
+"""Encoders and decoders between images and latents.
+
+Latents come in groups, coarse to fine (`config.latent_shapes`); every network but the ladder has exactly one. An encoder
+turns an image into the features of each group, and the features of a group, with the decoder's state so far, into the
+parameters of its posterior. A decoder takes the code of one group after the other, then finishes with the logits:
+
+    features = encoder(images)
+    for group in range(len(features)):
+        parameters = encoder.posterior(group, features[group], state)
+        state = decoder.advance(group, code, state)
+    logits = decoder.finish(state)
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_vae import VAEConfig
+
+
+class ConvBlock(GradientCheckpointingLayer):
+    """A 3x3 convolution and GELU; with `stride=2` it halves the resolution, rounding up."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[B, in_channels, H, W] -> [B, out_channels, H / stride, W / stride]."""
+        return F.gelu(self.conv(hidden_states))
+
+
+class ResidualBlock(GradientCheckpointingLayer):
+    """Adds two 3x3 convolutions of GELU-activated input; starts as the identity, the last convolution being zero.
+
+    With `extra_channels` the block also reads a second tensor of that many channels.
+    """
+
+    def __init__(self, channels: int, extra_channels: int = 0):
+        super().__init__()
+        self.first = nn.Conv2d(channels + extra_channels, channels, 3, padding=1)
+        self.last = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, hidden_states: Tensor, extra: Tensor | None = None) -> Tensor:
+        """[B, channels, H, W] (and [B, extra_channels, H, W]) -> [B, channels, H, W]."""
+        inputs = F.gelu(hidden_states)
+        inputs = inputs if extra is None else torch.cat([inputs, extra], 1)
+        return hidden_states + self.last(F.gelu(self.first(inputs)))
+
+
+class DenseBlock(GradientCheckpointingLayer):
+    """A fully connected layer and GELU."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[B, in_features] -> [B, out_features]."""
+        return F.gelu(self.linear(hidden_states))
+
+
+def upsampling(in_channels: int, out_channels: int, in_size: int, out_size: int) -> nn.ConvTranspose2d:
+    """A stride-2 transposed convolution from `in_size` to `out_size`, which is `2 * in_size` or one less."""
+    return nn.ConvTranspose2d(
+        in_channels, out_channels, 3, stride=2, padding=1, output_padding=out_size - 2 * in_size + 1
+    )
+
+
+class FlatEncoder(nn.Module):
+    """Common part of the encoders with one latent vector: `layers`, flattened, then a linear map to the posterior."""
+
+    def __init__(self, layers: nn.Sequential, num_features: int, latent_dim: int):
+        super().__init__()
+        self.layers = layers
+        self.to_posterior = nn.Linear(num_features, 2 * latent_dim)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Features of the single latent group. Shape: `images` [B, C, H, W] in [-1, 1] -> [[B, F]]."""
+        return [self.layers(images).flatten(1)]
+
+    def posterior(self, group: int, features: Tensor, state: Tensor | None) -> Tensor:
+        """Mean and log standard deviation, concatenated. [B, 2 * latent_dim]."""
+        return self.to_posterior(features)
+
+
+class FlatDecoder(nn.Module):
+    """Common part of the decoders with one latent vector: a dense layer, reshaped to `start_shape`, then `layers`."""
+
+    def __init__(self, config: VAEConfig, layers: nn.Sequential, start_shape: tuple[int, ...]):
+        super().__init__()
+        self.start_shape = start_shape
+        self.logits_shape = (config.num_levels, config.num_channels, config.image_size, config.image_size)
+        self.from_latents = DenseBlock(config.latent_dim, torch.Size(start_shape).numel())
+        self.layers = layers
+
+    def advance(self, group: int, code: Tensor, state: Tensor | None) -> Tensor:
+        """The state after the single latent group. Shape: `code` [B, latent_dim] -> [B, *start_shape]."""
+        return self.from_latents(code).unflatten(1, self.start_shape)
+
+    def finish(self, state: Tensor) -> Tensor:
+        """Logits of the levels. [B, num_levels, C, H, W]."""
+        return self.layers(state).reshape(-1, *self.logits_shape)
+
+
+class CourseEncoder(FlatEncoder):
+    """Three stride-2 stages of 3x3 convolutions with GELU. Source: UvA Deep Learning 1 (2023), tutorial 9."""
+
+    def __init__(self, config: VAEConfig):
+        blocks = []
+        channels = config.num_channels
+        for stage, width in enumerate(config.hidden_channels, start=1):
+            blocks.append(ConvBlock(channels, width, stride=2))
+            if stage < len(config.hidden_channels):
+                blocks.append(ConvBlock(width, width))
+            channels = width
+        super().__init__(nn.Sequential(*blocks), channels * config.stage_sizes[-1] ** 2, config.latent_dim)
+
+
+class UpsamplingBlock(GradientCheckpointingLayer):
+    """A stride-2 transposed convolution and a 3x3 convolution, GELU after each."""
+
+    def __init__(self, in_channels: int, out_channels: int, in_size: int, out_size: int):
+        super().__init__()
+        self.upsample = upsampling(in_channels, out_channels, in_size, out_size)
+        self.conv = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[B, in_channels, in_size, in_size] -> [B, out_channels, out_size, out_size]."""
+        return F.gelu(self.conv(F.gelu(self.upsample(hidden_states))))
+
+
+class CourseDecoder(FlatDecoder):
+    """The mirror image of the encoder; no activation on the logits. Source: UvA Deep Learning 1 (2023), tutorial 9."""
+
+    def __init__(self, config: VAEConfig):
+        widths, sizes = config.hidden_channels, config.stage_sizes
+        layers: list[nn.Module] = [
+            UpsamplingBlock(widths[stage], widths[stage - 1], sizes[stage + 1], sizes[stage])
+            for stage in range(len(widths) - 1, 0, -1)
+        ]
+        layers.append(upsampling(widths[0], config.num_levels * config.num_channels, sizes[1], sizes[0]))
+        super().__init__(config, nn.Sequential(*layers), (widths[-1], sizes[-1], sizes[-1]))
+
+
+class MLPEncoder(FlatEncoder):
+    """Fully connected layers of widths `hidden_channels`, with GELU."""
+
+    def __init__(self, config: VAEConfig):
+        widths = [config.num_dims, *config.hidden_channels]
+        blocks = [DenseBlock(*pair) for pair in zip(widths, widths[1:], strict=False)]
+        super().__init__(nn.Sequential(nn.Flatten(), *blocks), widths[-1], config.latent_dim)
+
+
+class MLPDecoder(FlatDecoder):
+    """Fully connected layers of widths `hidden_channels`, coarse to fine, with GELU; the last one is linear."""
+
+    def __init__(self, config: VAEConfig):
+        widths = list(config.hidden_channels[::-1])
+        blocks = [DenseBlock(*pair) for pair in zip(widths, widths[1:], strict=False)]
+        last = nn.Linear(widths[-1], config.num_levels * config.num_dims)
+        super().__init__(config, nn.Sequential(*blocks, last), (widths[0],))
+
+
+class ResNetEncoder(nn.Module):
+    """Residual stages whose outputs inform the posterior of the latents at the same resolution."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        self.shapes = config.latent_shapes
+        widths, size = config.hidden_channels, config.stage_sizes[-1]
+        self.stages = nn.ModuleList()
+        channels = config.num_channels
+        for stage, width in enumerate(widths):
+            kernel = 5 if stage == 0 else 3
+            blocks = [ResidualBlock(width) for _ in range(config.blocks_per_stage)]
+            down = nn.Conv2d(channels, width, kernel, stride=2, padding=kernel // 2)
+            self.stages.append(nn.Sequential(down, *blocks))
+            channels = width
+        self.to_posterior = nn.ModuleList([nn.Linear(channels * size**2, 2 * config.latent_dim)])
+        for (latent_channels, *_), width in zip(self.shapes[1:], widths[::-1], strict=False):
+            self.to_posterior.append(LadderPosterior(width, latent_channels))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Features of each latent group, coarse to fine. Shape: `images` [B, C, H, W] in [-1, 1]."""
+        outputs = []
+        for stage in self.stages:
+            images = stage(images)
+            outputs.append(images)
+        coarse_to_fine = outputs[::-1]
+        return [F.gelu(coarse_to_fine[0]).flatten(1), *coarse_to_fine[: len(self.shapes) - 1]]
+
+    def posterior(self, group: int, features: Tensor, state: Tensor | None) -> Tensor:
+        """Mean and log standard deviation of a group given the coarser ones, concatenated. [B, 2 * latents]."""
+        return self.to_posterior[group](features) if group == 0 else self.to_posterior[group](features, state)
+
+
+class LadderPosterior(GradientCheckpointingLayer):
+    """Posterior parameters of spatial latents from the encoder's features and the decoder's state.
+
+    The last convolution starts at zero, so that the posterior starts at the prior.
+    """
+
+    def __init__(self, channels: int, latent_channels: int):
+        super().__init__()
+        self.first = nn.Conv2d(2 * channels, channels, 3, padding=1)
+        self.last = nn.Conv2d(channels, 2 * latent_channels, 1)
+
+    def forward(self, features: Tensor, state: Tensor) -> Tensor:
+        """[B, channels, S, S] twice -> [B, 2 * latent_channels * S * S]."""
+        return self.last(F.gelu(self.first(F.gelu(torch.cat([features, state], 1))))).flatten(1)
+
+
+class ResNetDecoder(nn.Module):
+    """Residual stages, coarse to fine, each preceded by the spatial latents of its resolution where there are any.
+
+    Every latent has a standard normal prior: what a ladder VAE writes as a learned prior of the finer latents is here
+    the network that merges them with the state. Source: Sonderby et al. (2016), Ladder VAE; Child (2021), VDVAE.
+    """
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        self.shapes = config.latent_shapes
+        self.logits_shape = (config.num_levels, config.num_channels, config.image_size, config.image_size)
+        widths, sizes = config.hidden_channels, config.stage_sizes
+        self.start_shape = (widths[-1], sizes[-1], sizes[-1])
+        self.from_latents = nn.Linear(config.latent_dim, torch.Size(self.start_shape).numel())
+        coarse_to_fine = range(len(widths) - 1, -1, -1)
+        self.merges = nn.ModuleList(
+            ResidualBlock(widths[stage], extra_channels=channels)
+            for stage, channels in zip(coarse_to_fine, config.ladder_channels, strict=False)
+        )
+        self.stages = nn.ModuleList()
+        for stage in coarse_to_fine:
+            blocks = [ResidualBlock(widths[stage]) for _ in range(config.blocks_per_stage)]
+            up = upsampling(widths[stage], widths[max(stage - 1, 0)], sizes[stage + 1], sizes[stage])
+            self.stages.append(nn.Sequential(*blocks, nn.GELU(), up))
+        self.head = nn.Sequential(
+            nn.GELU(), nn.Conv2d(widths[0], config.num_levels * config.num_channels, 3, padding=1)
+        )
+
+    def advance(self, group: int, code: Tensor, state: Tensor | None) -> Tensor:
+        """The state after a latent group, at the resolution of the next one. Shape: `code` [B, latents of the group]."""
+        if state is None:
+            return self.from_latents(code).unflatten(1, self.start_shape)
+        merged = self.merges[group - 1](state, code.unflatten(1, self.shapes[group]))
+        return self.stages[group - 1](merged)
+
+    def finish(self, state: Tensor) -> Tensor:
+        """Logits of the levels, after the stages that have no latents. [B, num_levels, C, H, W]."""
+        for stage in self.stages[len(self.merges) :]:
+            state = stage(state)
+        return self.head(state).reshape(-1, *self.logits_shape)
+
+
+ENCODERS = {"course": CourseEncoder, "resnet": ResNetEncoder, "mlp": MLPEncoder}
+DECODERS = {"course": CourseDecoder, "resnet": ResNetDecoder, "mlp": MLPDecoder}

@@ -1,0 +1,58 @@
+"""Training arguments shared by every family."""
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import TrainingArguments
+
+
+@dataclass
+class LatentTrainingArguments(TrainingArguments):
+    """Arguments of [`LatentTrainer`] and its subclasses: those of `transformers.TrainingArguments`, and a few more.
+
+    Defaults that differ from transformers': batches keep all their columns, evaluation computes the loss without labels,
+    non-finite losses are never filtered out of the logs, memory is pinned only where there is an accelerator, and the best checkpoint has the lowest bits per dimension.
+
+    Raises:
+        ValueError: a field is out of range.
+    """
+
+    kl_warmup_steps: int = field(
+        default=0, metadata={"help": "Optimizer steps over which the weight of the rate grows linearly to beta."}
+    )
+    ema_decay: float = field(
+        default=0.0,
+        metadata={"help": "Decay of the averaged weights that are evaluated and saved; 0 means no averaging."},
+    )
+    sample_epochs: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Epochs after which sample and reconstruction grids are drawn; 0 is before training."},
+    )
+    channels_last: bool = field(
+        default=False, metadata={"help": "Keep convolution weights channels-last, which is faster under bf16."}
+    )
+
+    remove_unused_columns: bool = field(default=False, metadata={"help": "See transformers.TrainingArguments."})
+    label_names: list[str] | None = field(
+        default_factory=list, metadata={"help": "See transformers.TrainingArguments; none of the models needs labels."}
+    )
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "See transformers.TrainingArguments."})
+    metric_for_best_model: str | None = field(
+        default="bits_per_dim", metadata={"help": "See transformers.TrainingArguments."}
+    )
+    greater_is_better: bool | None = field(default=False, metadata={"help": "See transformers.TrainingArguments."})
+    dataloader_pin_memory: bool = field(
+        default=torch.accelerator.is_available(), metadata={"help": "See transformers.TrainingArguments."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "See transformers.TrainingArguments."}
+    )
+
+    def __post_init__(self):
+        if self.kl_warmup_steps < 0:
+            raise ValueError(f"kl_warmup_steps must be at least 0, got {self.kl_warmup_steps}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), 0 meaning no averaging, got {self.ema_decay}")
+        if any(epoch < 0 for epoch in self.sample_epochs):
+            raise ValueError(f"sample_epochs must be at least 0, got {self.sample_epochs}")
+        super().__post_init__()

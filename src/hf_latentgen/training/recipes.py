@@ -1,0 +1,202 @@
+"""Recipes: the YAML files in configs/, one per published row, and the training they describe."""
+
+import difflib
+import json
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from datasets import IterableDataset
+from omegaconf import OmegaConf
+from torch.utils.data import Dataset
+from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel, set_seed
+
+from hf_latentgen.data import LevelsDataset, load_images, stream_levels
+from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
+from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
+from hf_latentgen.training.arguments import LatentTrainingArguments
+from hf_latentgen.training.trainer import ELBOTrainer
+
+DATASET_KEYS = ("name", "streaming")
+
+
+@dataclass
+class Recipe:
+    """What is needed to train a row again.
+
+    Args:
+        path: the YAML file.
+        overrides: `section.key=value` words given on the command line.
+        dataset: `name`, a data set name or folder, and `streaming`.
+        model: `model_type` and the fields of its config.
+        training: fields of [`LatentTrainingArguments`].
+        reference: published values that the row is compared with, each with `name`, `metric`, `value`, `source`.
+    """
+
+    path: Path
+    overrides: list[str]
+    dataset: dict
+    model: dict
+    training: dict
+    reference: list[dict]
+
+    @property
+    def row(self) -> str:
+        """Name of the row: the file's, without its ending."""
+        return self.path.stem
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """The recipe in a YAML file, with `section.key=value` overrides.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a key is unknown (names the nearest one) or an override is malformed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no recipe at {path}; a recipe is a YAML file such as configs/vae_digits.yaml")
+    for override in overrides or []:
+        if "=" not in override:
+            raise ValueError(f"an override must have the form section.key=value, got {override!r}")
+    merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides or []))
+    sections = OmegaConf.to_container(merged, resolve=True)
+    _check_keys("", sections, ("dataset", "model", "training", "reference"))
+    sections = {"dataset": {}, "model": {}, "training": {}, "reference": [], **sections}
+    model_type = sections["model"].get("model_type", "latentgen_vae")
+    if not model_type.startswith("latentgen") or model_type not in CONFIG_MAPPING:
+        allowed = [name for name in CONFIG_MAPPING if name.startswith("latentgen")]
+        raise ValueError(f"model.model_type must be one of {allowed}, got {model_type!r}")
+    config_class = CONFIG_MAPPING[model_type]
+    _check_keys("dataset.", sections["dataset"], DATASET_KEYS)
+    _check_keys("model.", sections["model"], ["model_type", *(field.name for field in fields(config_class))])
+    _check_keys("training.", sections["training"], [field.name for field in fields(LatentTrainingArguments)])
+    return Recipe(path, list(overrides or []), **sections)
+
+
+def train_recipe(
+    recipe: Recipe,
+    output_dir: str | Path | None = None,
+    data_dir: str | None = None,
+    checkpoint: str | None = None,
+    resume: bool = False,
+) -> Path:
+    """The folder with the trained model, its image processor and `run.json`, which says how it came about.
+
+    Args:
+        recipe: what to train.
+        output_dir: folder to write; `runs/<row>` when None.
+        data_dir: folder with local data files.
+        checkpoint: folder or Hub id of a published model to start from; its config and image processor are kept.
+        resume: go on from the last complete checkpoint in `output_dir`.
+
+    Raises:
+        ValueError: checkpoints are missing for `resume`, or there without it, or the model section is overridden although
+            the model comes from a checkpoint.
+        PermissionError: `output_dir` cannot be written.
+    """
+    output_dir = Path(output_dir or Path("runs", recipe.row))
+    last_checkpoint = last_complete_checkpoint(output_dir)
+    if resume and last_checkpoint is None:
+        raise ValueError(f"cannot resume: {output_dir} holds no complete checkpoint (a folder checkpoint-<step>)")
+    if not resume and last_checkpoint is not None:
+        raise ValueError(f"{output_dir} holds {last_checkpoint.name} already: resume it, or name another output folder")
+    _make_writable(output_dir)
+    arguments = LatentTrainingArguments(output_dir=str(output_dir), **recipe.training)
+    set_seed(arguments.seed)
+    model, processor = _model_and_processor(recipe, checkpoint)
+    # Validation images stay in memory when the training images are streamed: they are few, and looked at again and again.
+    validation = load_images(recipe.dataset["name"], "validation", data_dir=data_dir)
+    trainer = ELBOTrainer(
+        model,
+        arguments,
+        train_dataset=_training_levels(recipe, processor, data_dir),
+        eval_dataset=LevelsDataset(validation, processor),
+        processing_class=processor,
+    )
+    trainer.train(resume_from_checkpoint=str(last_checkpoint) if resume else None)
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        record = run_record(trainer, recipe, checkpoint)
+        Path(output_dir, "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    return output_dir
+
+
+def last_complete_checkpoint(output_dir: Path) -> Path | None:
+    """The checkpoint of the highest step that was written to its end, or None.
+
+    `trainer_state.json` is the last file of a checkpoint that is written: a folder without it was cut off.
+    """
+    states = output_dir.glob("checkpoint-*/trainer_state.json")
+    return max((state.parent for state in states), key=lambda folder: int(folder.name.split("-")[1]), default=None)
+
+
+def run_record(trainer: ELBOTrainer, recipe: Recipe, checkpoint: str | None) -> dict:
+    """The provenance of a trained model: recipe, command, time, hardware, versions, commit, and validation history."""
+    command = ["python", "scripts/train.py", str(recipe.path), *recipe.overrides]
+    command += ["--from", checkpoint] if checkpoint else []
+    keys = ("epoch", "step", "elapsed_seconds", "eval_bits_per_dim", "eval_distortion", "eval_rate")
+    evaluations = [entry for entry in trainer.state.log_history if "eval_bits_per_dim" in entry]
+    return {
+        "row": recipe.row,
+        "config": str(recipe.path),
+        "overrides": recipe.overrides,
+        "train_command": shlex.join(command),
+        "train_seconds": trainer.elapsed_seconds,
+        "seed": trainer.args.seed,
+        "hardware": hardware(),
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "dataset": recipe.dataset,
+        "training": recipe.training,
+        "num_parameters": trainer.model.num_parameters(),
+        "reference": recipe.reference,
+        "history": [{key: entry[key] for key in keys if key in entry} for entry in evaluations],
+    }
+
+
+def _model_and_processor(recipe: Recipe, checkpoint: str | None) -> tuple[PreTrainedModel, LevelsImageProcessor]:
+    """The model and image processor of a checkpoint, or new ones as the recipe says."""
+    if checkpoint is not None:
+        overridden = [override for override in recipe.overrides if override.startswith("model.")]
+        if overridden:
+            raise ValueError(f"the model comes from {checkpoint}: its fields cannot be overridden, got {overridden}")
+        return AutoModel.from_pretrained(checkpoint, use_safetensors=True), AutoImageProcessor.from_pretrained(
+            checkpoint
+        )
+    config = AutoConfig.for_model(**({"model_type": "latentgen_vae"} | recipe.model))
+    processor = LevelsImageProcessor(
+        size={"height": config.image_size, "width": config.image_size},
+        num_channels=config.num_channels,
+        num_levels=config.num_levels,
+    )
+    return AutoModel.from_config(config), processor
+
+
+def _training_levels(
+    recipe: Recipe, processor: LevelsImageProcessor, data_dir: str | None
+) -> Dataset | IterableDataset:
+    name, streaming = recipe.dataset["name"], recipe.dataset.get("streaming", False)
+    images = load_images(name, "train", data_dir=data_dir, streaming=streaming)
+    return stream_levels(images, processor) if streaming else LevelsDataset(images, processor)
+
+
+def _make_writable(folder: Path) -> None:
+    """Raises `PermissionError` unless files can be written to `folder`, which is made if it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise PermissionError(f"the output folder {folder} is not writable: {error}") from error
+
+
+def _check_keys(section: str, given: dict, allowed: Iterable[str]) -> None:
+    """Raises `ValueError` for a key of `given` that is not allowed, with the nearest one that is."""
+    allowed = list(allowed)
+    for key in given:
+        if key not in allowed:
+            nearest = difflib.get_close_matches(key, allowed, n=1, cutoff=0.0)
+            raise ValueError(f"unknown key {section}{key}; the nearest valid key is {section}{nearest[0]}")

@@ -1,0 +1,208 @@
+"""Trainers: what every family shares, and the one that optimises an evidence lower bound."""
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import EvalPrediction, Trainer, TrainerCallback
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_latentgen.data import collate_levels
+from hf_latentgen.models.bits import nats_to_bits_per_dim
+from hf_latentgen.training.arguments import LatentTrainingArguments
+from hf_latentgen.training.callbacks import ImageGridCallback
+
+# With averaging, `model.safetensors` of a checkpoint holds the averaged weights: they are what `from_pretrained` loads.
+# The weights that training goes on from lie beside it.
+TRAINING_WEIGHTS = "training_weights.safetensors"
+
+
+class LatentTrainer(Trainer):
+    """`transformers.Trainer` with averaged weights, parts of the loss in the logs, and a stop at the first NaN.
+
+    A subclass defines `compute_loss`, in which it calls `record` with the parts of the loss, `prediction_step` and the
+    metrics computed from its results.
+
+    Every log while training has `elapsed_seconds`: the wall time of training so far, resumed runs included.
+    """
+
+    args: LatentTrainingArguments
+
+    def __init__(self, model, args: LatentTrainingArguments, **kwargs):
+        kwargs.setdefault("data_collator", collate_levels)
+        if args.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        super().__init__(model, args, **kwargs)
+        if args.ema_decay and self.is_fsdp_enabled:
+            raise ValueError(f"ema_decay must be 0 under FSDP, whose weights are sharded, got {args.ema_decay}")
+        self._ema = EMAModel(self.model.parameters(), decay=args.ema_decay, foreach=True) if args.ema_decay else None
+        self._parts: dict[str, list[Tensor]] = defaultdict(list)
+        self._evaluation_generator: torch.Generator | None = None
+        self._elapsed_before = 0.0
+        self._started = time.monotonic()
+        self.add_callback(_TrainerEvents(self))
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Wall time spent training so far, in seconds, resumed runs included."""
+        return round(self._elapsed_before + time.monotonic() - self._started, 1)
+
+    def record(self, **parts: Tensor) -> None:
+        """Adds detached scalars, which the next training log shows as their mean."""
+        for name, value in parts.items():
+            self._parts[name].append(value.detach())
+
+    @contextlib.contextmanager
+    def evaluated_weights(self) -> Iterator[None]:
+        """Context in which the model holds the weights that are evaluated and saved: the averaged ones where there are."""
+        if self._ema is None:
+            yield
+            return
+        parameters = list(self.model.parameters())
+        self._ema.store(parameters)
+        self._ema.copy_to(parameters)
+        try:
+            yield
+        finally:
+            self._ema.restore(parameters)
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        """The loss of one batch, its gradients added.
+
+        Raises:
+            FloatingPointError: the loss is not finite; names the step and the last good checkpoint.
+        """
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            output_dir = Path(self.args.output_dir)
+            checkpoint = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+            raise FloatingPointError(
+                f"the loss became {loss.item()} at step {self.state.global_step + 1}; the last good checkpoint is "
+                f"{checkpoint or 'none: no checkpoint had been saved'}"
+            )
+        return loss
+
+    def evaluation_loop(self, *args, **kwargs):
+        """Evaluates the averaged weights where there are, with a generator seeded anew each time."""
+        self._evaluation_generator = torch.Generator().manual_seed(self.args.seed + self.args.process_index)
+        with self.evaluated_weights():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs the recorded parts, averaged over steps and processes, and the elapsed time."""
+        if "loss" in logs and self._parts:
+            names = sorted(self._parts)
+            means = torch.stack([torch.stack(self._parts[name]).float().mean() for name in names])
+            means = self.accelerator.reduce(means.to(self.args.device), "mean")
+            logs |= dict(zip(names, means.tolist(), strict=True))
+            self._parts.clear()
+        if self.is_in_train:
+            logs["elapsed_seconds"] = self.elapsed_seconds
+        super().log(logs, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the model that is evaluated, its config and its image processor; checkpoints also keep what is trained."""
+        with self.evaluated_weights():
+            super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            # A pickle that nothing reads: run.json records the arguments.
+            Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        if self._ema is not None and _internal_call and self.args.should_save:
+            weights = {name: weight.contiguous() for name, weight in self.model.state_dict().items()}
+            save_file(weights, Path(output_dir, TRAINING_WEIGHTS))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._ema is None:
+            return
+        weights = Path(resume_from_checkpoint, TRAINING_WEIGHTS)
+        if not weights.is_file():
+            raise ValueError(
+                f"ema_decay is {self.args.ema_decay}, but {resume_from_checkpoint} has no {TRAINING_WEIGHTS}"
+            )
+        self._ema_from_model()
+        self.model.load_state_dict(load_file(weights))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self._ema is not None:
+            self._ema_from_model()
+
+    def _ema_from_model(self) -> None:
+        """Makes the averaged weights those that the model holds, which were loaded from a `model.safetensors`."""
+        for average, parameter in zip(self._ema.shadow_params, self.model.parameters(), strict=True):
+            average.copy_(parameter.detach())
+
+
+class _TrainerEvents(TrainerCallback):
+    """The moments of the training loop at which a [`LatentTrainer`] acts."""
+
+    def __init__(self, trainer: LatentTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        trainer = self.trainer
+        trainer._started = time.monotonic()
+        trainer._elapsed_before = max((entry.get("elapsed_seconds", 0.0) for entry in state.log_history), default=0.0)
+        if trainer._ema is not None:
+            trainer._ema.to(args.device)
+            trainer._ema.optimization_step = state.global_step
+        if args.world_size > 1:
+            # All processes start from one seed; without this they would draw the same posterior noise.
+            torch.manual_seed(args.seed + args.process_index)
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        if self.trainer._ema is not None:
+            self.trainer._ema.step(self.trainer.model.parameters())
+
+
+class ELBOTrainer(LatentTrainer):
+    """Trains a model whose output has a `distortion` and a `rate` per image by its evidence lower bound.
+
+    The weight of the rate grows linearly over `kl_warmup_steps`. Evaluation always takes posterior samples from a seeded
+    generator and the full weight. Logged beside `loss`: `distortion` and `rate` in nats, `bits_per_dim` (both parts with
+    weight 1: the negative ELBO) and `beta`, for train, and with the prefix `eval_` for evaluation.
+    """
+
+    def __init__(self, model, args: LatentTrainingArguments, **kwargs):
+        super().__init__(model, args, compute_metrics=self._evidence_metrics, **kwargs)
+        if args.sample_epochs and self.eval_dataset is not None:
+            images = collate_levels(self.eval_dataset.__getitems__(list(range(32))))["pixel_values"]
+            self.add_callback(ImageGridCallback(args.sample_epochs, images, self.evaluated_weights))
+
+    @property
+    def beta(self) -> float:
+        """The weight of the rate at the current step."""
+        warmup = self.args.kl_warmup_steps
+        share = min(1.0, (self.state.global_step + 1) / warmup) if warmup else 1.0
+        return share * self.model.config.beta
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The objective in bits per dimension, and the model's output when asked for. Scalar."""
+        # A tensor, because a compiled model would be compiled anew for each value of a number.
+        beta = torch.tensor(self.beta, device=self.args.device)
+        outputs = model(**inputs, beta=beta, sample_posterior=True)
+        distortion, rate = outputs.distortion.mean(), outputs.rate.mean()
+        bits_per_dim = nats_to_bits_per_dim(distortion + rate, self.model.config.num_dims)
+        self.record(distortion=distortion, rate=rate, bits_per_dim=bits_per_dim, beta=beta)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The loss, distortion and rate [B] in nats, and no labels, for one batch of an evaluation."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**inputs, sample_posterior=True, generator=self._evaluation_generator)
+        # Empty labels rather than none: without any, the metrics would not be computed.
+        return outputs.loss, (outputs.distortion, outputs.rate), ()
+
+    def _evidence_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        distortion, rate = (part.astype("float64").mean() for part in prediction.predictions)
+        bits_per_dim = nats_to_bits_per_dim(distortion + rate, self.model.config.num_dims)
+        return {"distortion": distortion, "rate": rate, "bits_per_dim": bits_per_dim, "beta": self.model.config.beta}

@@ -1,0 +1,54 @@
+"""What every test shares: no network, one thread, fixed seeds, and where the real data is."""
+
+import os
+
+# huggingface_hub reads these when it is first imported, so they are set before that; child processes inherit them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+# A picture is written to a file, never shown.
+os.environ["MPLBACKEND"] = "agg"
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Two workers of pytest-xdist with a thread pool each would fight for two cores.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """The seed that Python, NumPy and torch are set to before each test."""
+    value = 42
+    random.seed(value)
+    np.random.seed(value)  # noqa: NPY002 - libraries under test still read the global generator.
+    torch.manual_seed(value)
+    return value
+
+
+@pytest.fixture
+def generator(seed):
+    """A torch generator of the test's own."""
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="session")
+def repository():
+    """The root of the repository."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def data_root():
+    """The folder of the real data sets (mnist, binarized_mnist, ...); tests that ask for it are skipped without it."""
+    named = os.environ.get("HF_LATENTGEN_DATA")
+    folder = Path(named) if named else REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} is not a folder; set HF_LATENTGEN_DATA to the one that holds mnist/")
+    return folder

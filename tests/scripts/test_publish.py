@@ -1,0 +1,173 @@
+import json
+import runpy
+import shutil
+import socket
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from hf_latentgen import LevelsImageProcessor, VAEConfig, VAEModel
+from hf_latentgen.cards.publishing import prepare_upload
+
+REPO_ID = "someone/small-vae"
+PUBLISHED = [
+    "README.md",
+    "config.json",
+    "images/manifold.png",
+    "images/samples.png",
+    "model.safetensors",
+    "preprocessor_config.json",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A row as a training and an evaluation leave it, with more beside it than may be published."""
+    folder = tmp_path_factory.mktemp("row")
+    torch.manual_seed(0)
+    model = VAEModel(VAEConfig(image_size=8, latent_dim=2, hidden_channels=[4, 4, 4]))
+    model.save_pretrained(folder)
+    LevelsImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
+    results = {
+        "row": "vae_small",
+        "metrics": {"bits_per_dim": 1.5},
+        "num_parameters": model.num_parameters(),
+        "model": model.config.to_dict(),
+    }
+    results |= {"config": "configs/vae_small.yaml", "dataset": "digits", "split": "test", "seed": 0, "num_images": 300}
+    results |= {"reference": [], "floor": {}, "training": {}, "history": [], "versions": {}, "hardware": "cpu"}
+    results |= {"train_seconds": 1.0, "train_command": "train", "evaluate_command": "evaluate", "git_commit": "0"}
+    (folder / "results.json").write_text(json.dumps(results))
+    for name in ("images", "images/private.png", "checkpoint-10", "samples"):
+        (folder / name).mkdir()
+    for name in ("images/samples.png", "images/manifold.png", "images/private.png/a.png", "samples/b.png"):
+        Image.new("L", (8, 8)).save(folder / name)
+    for name in ("training_args.bin", "run.json", "notes.md", ".env", "checkpoint-10/optimizer.pt", "images/notes.txt"):
+        (folder / name).write_text("not to be published")
+    shutil.copy(folder / "model.safetensors", folder / "checkpoint-10" / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    """A copy of the row that a test may damage."""
+    return shutil.copytree(trained, tmp_path / "row")
+
+
+@pytest.fixture(scope="module")
+def publish_main(repository):
+    return runpy.run_path(str(repository / "scripts" / "publish.py"))["main"]
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Any connection fails the test."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a connection was attempted")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def test_only_allowed_files_are_published(trained):
+    upload = prepare_upload(trained, REPO_ID)
+    assert sorted(upload.contents) == PUBLISHED
+    left_out = {".env", "checkpoint-10", "notes.md", "results.json", "run.json", "samples", "training_args.bin"}
+    assert set(upload.left_out) == left_out
+
+
+def test_card_is_rendered_for_the_repository(trained):
+    upload = prepare_upload(trained, REPO_ID)
+    text = upload.contents["README.md"].decode()
+    assert f'from_pretrained("{REPO_ID}")' in text
+    assert "images/manifold.png" in text
+    assert ModelCard(text).data.eval_results[0].metric_value == 1.5
+    assert not (trained / "README.md").exists()
+
+
+def test_sizes_are_those_of_the_files(trained):
+    upload = prepare_upload(trained, REPO_ID)
+    sizes = upload.sizes()
+    assert sizes["model.safetensors"] == (trained / "model.safetensors").stat().st_size
+    assert sizes["README.md"] == len(upload.contents["README.md"])
+
+
+def test_dry_run_lists_files_and_sizes_without_network(trained, publish_main, no_network, capsys):
+    assert publish_main([str(trained), "--repo-id", REPO_ID, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    listed = sorted(line.split()[-1] for line in lines if " bytes  " in line)
+    assert listed == PUBLISHED
+    size = (trained / "model.safetensors").stat().st_size
+    assert f"{size:>12,} bytes  model.safetensors" in lines
+    assert lines[-1].startswith("left out: .env, checkpoint-10, ")
+
+
+@pytest.mark.parametrize("repo_id", ["name", "", "a/b/c", "a//b", "-a/b", "a/b c", "../b", "a/b.git", "a/" + "b" * 100])
+def test_bad_repo_id(trained, repo_id):
+    with pytest.raises(ValueError, match=r"repo_id .* is not a name on the Hub: it must be 'namespace/name'"):
+        prepare_upload(trained, repo_id)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "model.safetensors",
+            r"must hold model\.safetensors; pickled files are never published, found training_args\.bin",
+        ),
+        ("config.json", r"must hold config\.json"),
+        ("preprocessor_config.json", r"must hold preprocessor_config\.json or processor_config\.json"),
+        ("results.json", r"results\.json does not exist; scripts/evaluate\.py writes it"),
+    ],
+)
+def test_missing_files_are_named(folder, name, message):
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=message):
+        prepare_upload(folder, REPO_ID)
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
+        prepare_upload(tmp_path / "nowhere", REPO_ID)
+
+
+def test_truncated_weights(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="does not load with from_pretrained"):
+        prepare_upload(folder, REPO_ID)
+
+
+def test_weights_of_another_shape(folder):
+    VAEModel(VAEConfig(image_size=8, latent_dim=3, hidden_channels=[4, 4, 4])).save_pretrained(folder.parent / "other")
+    shutil.copy(folder.parent / "other" / "model.safetensors", folder)
+    with pytest.raises(ValueError, match=r"does not load with from_pretrained|does not fit config"):
+        prepare_upload(folder, REPO_ID)
+
+
+def test_results_of_another_model(folder):
+    path = folder / "results.json"
+    results = json.loads(path.read_text())
+    path.write_text(json.dumps(results | {"num_parameters": 12}))
+    with pytest.raises(ValueError, match=r"its results\.json is of one with 12; run scripts/evaluate\.py"):
+        prepare_upload(folder, REPO_ID)
+
+
+def test_results_without_a_score(folder):
+    path = folder / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": {}}))
+    with pytest.raises(ValueError, match="lacks the metadata eval_results"):
+        prepare_upload(folder, REPO_ID)
+
+
+def test_errors_end_the_script_with_one_line(trained, publish_main, no_network):
+    with pytest.raises(SystemExit, match=r"^publish: repo_id 'name' is not a name on the Hub"):
+        publish_main([str(trained), "--repo-id", "name", "--dry-run"])
+
+
+def test_without_network_the_script_ends_with_one_line(trained, publish_main, no_network):
+    with pytest.raises(SystemExit, match=r"^publish: .*offline mode is enabled.*\Z"):
+        publish_main([str(trained), "--repo-id", REPO_ID])
