@@ -10,8 +10,9 @@ from transformers import TrainingArguments
 class LatentTrainingArguments(TrainingArguments):
     """Arguments of [`LatentTrainer`] and its subclasses: those of `transformers.TrainingArguments`, and a few more.
 
-    Defaults that differ from transformers': batches keep all their columns, evaluation computes the loss without labels,
-    non-finite losses are never filtered out of the logs, memory is pinned only where there is an accelerator, and the best checkpoint has the lowest bits per dimension.
+    Defaults that differ from transformers': batches keep all their columns, evaluation computes the loss without
+    labels, non-finite losses are never filtered out of the logs, `use_cpu` is set and memory is not pinned where there is
+    no accelerator, and the best checkpoint has the lowest bits per dimension.
 
     Raises:
         ValueError: a field is out of range.
@@ -41,6 +42,9 @@ class LatentTrainingArguments(TrainingArguments):
         default="bits_per_dim", metadata={"help": "See transformers.TrainingArguments."}
     )
     greater_is_better: bool | None = field(default=False, metadata={"help": "See transformers.TrainingArguments."})
+    use_cpu: bool = field(
+        default=not torch.accelerator.is_available(), metadata={"help": "See transformers.TrainingArguments."}
+    )
     dataloader_pin_memory: bool = field(
         default=torch.accelerator.is_available(), metadata={"help": "See transformers.TrainingArguments."}
     )
