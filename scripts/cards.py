@@ -8,14 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_latentgen.cards.model_card import (
-    NAMESPACE,
-    cards_index,
-    list_pictures,
-    read_results,
-    render_card,
-    results_table,
-)
+from hf_latentgen.cards.model_card import NAMESPACE, card_text, cards_index, read_results, results_table
 
 BEGIN, END = "<!-- results: rendered by make cards -->", "<!-- /results -->"
 
@@ -33,8 +26,7 @@ def render_all(root: Path) -> dict[Path, str]:
         results = read_results(folder)
         if results["row"] != folder.name:
             raise ValueError(f"{folder / 'results.json'} has row {results['row']!r}, it must be {folder.name!r}")
-        card = render_card(results, f"{NAMESPACE}/{results['row']}", list_pictures(folder))
-        pages[folder / "README.md"] = f"{str(card).rstrip()}\n"
+        pages[folder / "README.md"] = card_text(folder, f"{NAMESPACE}/{results['row']}")
         rows.append(results)
     pages[root / "model_cards" / "README.md"] = cards_index(rows)
     readme = root / "README.md"

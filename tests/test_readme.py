@@ -49,7 +49,7 @@ def missing_weights(code: str, root: Path = REPOSITORY) -> list[str]:
 
 
 def run_example(code: str, folder: Path, root: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-    """Run an example as if in the repository. `folder` is given links to what the repository holds and keeps what is written."""
+    """Run an example as if in the repository; `folder` gets links to what that holds, and keeps what is written."""
     for entry in root.iterdir():
         if entry.name not in {".git", ".venv", "runs"}:
             (folder / entry.name).symlink_to(entry)

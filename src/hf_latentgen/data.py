@@ -1,5 +1,6 @@
 """Image data sets with fixed splits, and the batch path that feeds them to a model."""
 
+import math
 import os
 import re
 import zlib
@@ -7,7 +8,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import cast
 
-import httpx
 import numpy as np
 import PIL.Image
 import pyarrow as pa
@@ -27,7 +27,7 @@ from datasets import (
 from datasets.packaged_modules.cache.cache import Cache
 from datasets.table import InMemoryTable
 from huggingface_hub import HfApi
-from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -74,17 +74,18 @@ def load_images(
         `mnist`, `fashion_mnist`: 28x28; 54,000 / 6,000 training images, the official 10,000 for test.
         `binarized_mnist`: Larochelle's fixed binarization from its own three files, 0 and 1 stored as 0 and 255;
             50,000 / 10,000 / 10,000 images, no labels, hence no `label` column.
-        the path of a folder: IDX files, .amat files (each plain or .gz, under their official names), parquet files, or
-            images in one folder per class, below one folder per split.
+        the path of a folder: IDX files under their official names, *_train.amat, *_valid.amat and *_test.amat (all of
+            them plain or .gz), parquet files, or images in one folder per class, below one folder per split.
         a Hub id `owner/name`.
     split: `train`, `validation` or `test`.
     data_dir: for the three MNIST names, a folder that holds the official files, or one with a subfolder of that name
         that does; the environment variable HF_LATENTGEN_DATA says the same. Local files win over the Hub.
     streaming: return an `IterableDataset`, which reads parquet shards, image folders and Hub ids as it goes.
 
-    Where `validation` is missing it is carved out of `train`, deterministically: the last 10 % of
-    `torch.randperm(len(train))` with seed 42, which on MNIST is the split of the course. A stream has no known length:
-    there it is the images whose CRC-32 is a multiple of ten, whatever the order and the number of workers.
+    Where `validation` is missing, a fixed tenth of `train` takes its place. For IDX and .amat files and the MNIST names
+    it is the last 10 % of `torch.randperm(len(train))` with seed 42, on MNIST the split of the course. For other
+    folders and Hub ids it is the images whose CRC-32, started at 42, is a multiple of ten: the same ones streamed or
+    not.
 
     Raises: ValueError for an unknown name or split, or a truncated or corrupt file, naming it, the expected and the
     found bytes; FileNotFoundError naming the file names looked for and where.
@@ -95,7 +96,8 @@ def load_images(
         dataset = _load_digits(split)
     elif name_or_path in NAMED_FILES:
         dataset = _load_named(str(name_or_path), split, data_dir)
-    elif Path(name_or_path).is_dir():
+    # The empty path is the working folder to pathlib.
+    elif str(name_or_path) and Path(name_or_path).is_dir():
         dataset = _load_folder(Path(name_or_path), split, streaming)
     elif HUB_ID.fullmatch(str(name_or_path)):
         looked_for = f"{name_or_path} was looked for as a folder"
@@ -111,20 +113,23 @@ def load_images(
 class LevelsDataset(torch.utils.data.Dataset):
     """Levels of all images of a data set in one uint8 tensor, from which a whole batch is gathered at once.
 
-    `levels`: uint8 [N, C, H, W]. `labels`: int64 [N], or None without `with_labels`.
-    Raises: ValueError when labels are asked for and the data set has none; TypeError for a streaming data set.
+    A stream is read to its end. `levels`: uint8 [N, C, H, W]; `labels`: int64 [N], or None without `with_labels`.
+    Raises: ValueError when the data set has no image, or no labels when they are asked for.
     """
 
-    def __init__(self, dataset: Dataset, image_processor: LevelsImageProcessor, with_labels: bool = False):
-        if not isinstance(dataset, Dataset):
-            raise TypeError(f"dataset must be a datasets.Dataset, got {type(dataset).__name__}; see stream_levels.")
-        _check_columns(dataset, with_labels)
-        if len(dataset) == 0:
+    def __init__(
+        self, dataset: Dataset | IterableDataset, image_processor: LevelsImageProcessor, with_labels: bool = False
+    ):
+        columns = _needed_columns(dataset, with_labels)
+        levels, labels = [], []
+        for batch in dataset.with_format(None).select_columns(columns).iter(batch_size=1000):
+            batch = cast(dict[str, list], batch)
+            levels.append(image_processor(batch["image"], return_tensors="pt")["pixel_values"])
+            labels += batch["label"] if with_labels else []
+        if not levels:
             raise ValueError("dataset must hold at least one image, got an empty data set.")
-        images = dataset.with_format(None).select_columns(["image"])
-        chunks = [images[start : start + 1000]["image"] for start in range(0, len(images), 1000)]
-        self.levels = torch.cat([image_processor(chunk, return_tensors="pt")["pixel_values"] for chunk in chunks])
-        self.labels = torch.tensor(dataset.with_format(None)["label"][:]) if with_labels else None
+        self.levels = torch.cat(levels)
+        self.labels = torch.tensor(labels) if with_labels else None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -152,13 +157,12 @@ def stream_levels(
 
     Raises: ValueError when labels are asked for and the data set has none.
     """
-    _check_columns(dataset, with_labels)
+    columns = _needed_columns(dataset, with_labels)
 
     def to_levels(batch: dict[str, list]) -> dict[str, torch.Tensor]:
         levels = {"pixel_values": image_processor(batch["image"], return_tensors="pt")["pixel_values"]}
         return {**levels, "labels": torch.tensor(batch["label"])} if with_labels else levels
 
-    columns = ["image", "label"] if with_labels else ["image"]
     return dataset.select_columns(columns).map(to_levels, batched=True, batch_size=128, remove_columns=columns)
 
 
@@ -217,7 +221,7 @@ def read_idx(path: Path, num_dims: int) -> np.ndarray:
             f"that starts with {magic.hex(' ')!r}, found {len(content)} bytes that start with {content[:4].hex(' ')!r}."
         )
     shape = np.frombuffer(content, ">u4", num_dims, offset=4).tolist()
-    expected = header + int(np.prod(shape))
+    expected = header + math.prod(shape)
     if len(content) != expected:
         raise ValueError(f"{path} is truncated or corrupt: expected {expected} bytes, found {len(content)}.")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
@@ -249,7 +253,7 @@ def read_amat(path: Path) -> np.ndarray:
 
 
 def _read_bytes(path: Path) -> tuple[bytes, bool]:
-    """Content of a file, decompressed if it ends in .gz, and whether it is complete; of a cut archive, the rest."""
+    """Content of a file, decompressed if it ends in .gz, and whether it is complete; of a cut archive, its start."""
     content = path.read_bytes()
     if path.suffix != ".gz":
         return content, True
@@ -319,6 +323,8 @@ def _load_files(paths: list[Path], split: str, is_part: bool, classes: list[str]
     if is_part:
         rows = split_indices(len(images))[split]
         images, labels = images[rows], None if labels is None else labels[rows]
+    if len(images) == 0:
+        raise ValueError(f"{paths[0]} must hold at least one image for split {split!r}, found none.")
     return dataset_from_arrays(images, labels, split=split, classes=classes)
 
 
@@ -327,7 +333,10 @@ def _load_hub(hub_id: str, looked_for: str, streaming: bool) -> DatasetDict | It
     # One request without retries: load_dataset would retry for half a minute before it says that there is no network.
     try:
         HfApi().dataset_info(hub_id, timeout=10)
-    except (httpx.TransportError, OfflineModeIsEnabled) as error:
+    except HfHubHTTPError:
+        raise
+    # Without an answer from the Hub: the base error of the HTTP library, which differs between huggingface_hub 1 and 2.
+    except (HTTPError, OfflineModeIsEnabled) as error:
         try:
             cached = Cache(dataset_name=hub_id.split("/")[-1], repo_id=hub_id, version="auto", hash="auto")
         except ValueError:
@@ -346,20 +355,17 @@ def _select_split(splits: DatasetDict | IterableDatasetDict, split: str, source:
     dataset = _rename_columns(named[stored], source)
     if not is_part:
         return dataset
-    if isinstance(dataset, Dataset):
+    if source in NAMED_FILES and isinstance(dataset, Dataset):
         return dataset.select(split_indices(len(dataset))[split])
-    keep = _is_validation if split == "validation" else _is_train
-    undecoded = dataset.cast_column("image", Image(decode=False))
-    return undecoded.filter(keep, input_columns=["image"]).cast_column("image", Image())
+    return dataset.filter(_is_validation if split == "validation" else _is_train, input_columns=["image"])
 
 
-def _is_validation(image: dict) -> bool:
-    """Whether an undecoded image of a stream belongs to the tenth that is carved out of `train`."""
-    key = image["bytes"] or "/".join(Path(image["path"]).parts[-2:]).encode()
-    return zlib.crc32(key) % 10 == 0
+def _is_validation(image: PIL.Image.Image) -> bool:
+    """Whether an image belongs to the tenth that is carved out of `train`: a property of its pixels, not its place."""
+    return zlib.crc32(image.tobytes(), SPLIT_SEED) % 10 == 0
 
 
-def _is_train(image: dict) -> bool:
+def _is_train(image: PIL.Image.Image) -> bool:
     return not _is_validation(image)
 
 
@@ -405,9 +411,11 @@ def _find(folder: Path, names: tuple[str, ...]) -> list[Path]:
     return paths
 
 
-def _check_columns(dataset: Dataset | IterableDataset, with_labels: bool) -> None:
-    """Raise ValueError unless the columns that are needed are there."""
+def _needed_columns(dataset: Dataset | IterableDataset, with_labels: bool) -> list[str]:
+    """Names of the columns to read. Raises: ValueError when the data set lacks one."""
+    needed = ["image", "label"] if with_labels else ["image"]
     columns = dataset.column_names or []
-    for name in ["image", "label"] if with_labels else ["image"]:
+    for name in needed:
         if name not in columns:
             raise ValueError(f"dataset must have a column {name!r}, got {', '.join(columns) or 'none'}.")
+    return needed

@@ -60,7 +60,9 @@ def results():
         "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
         "git_commit": "0123abcd",
         "model": hf_latentgen.VAEConfig(**CONFIG).to_dict(),
-        "training": {"learning_rate": 0.00123, "num_train_epochs": 37},
+        "training": {"learning_rate": 0.00123, "num_train_epochs": 37, "seed": 1042},
+        "diagnostics": {"untrained_bits_per_dim": 4.0123},
+        "evaluation": {"seed": 2042, "seconds": 61.2},
         "history": [{"epoch": 1, "eval_bits_per_dim": 2.5}, {"epoch": 2.0, "eval_bits_per_dim": 1.3}],
     }
 
@@ -129,6 +131,9 @@ NUMBERS = [
     [("floor", "counting_4_bits_per_dim"), 1.7],
     [("reference", 0, "value"), 0.777],
     [("reference", 1, "value"), 0.777],
+    [("diagnostics", "untrained_bits_per_dim"), 0.777],
+    [("evaluation", "seed"), 777],
+    [("evaluation", "seconds"), 777],
     [("num_images",), 777],
     [("num_parameters",), 777],
     [("train_seconds",), 777],
@@ -155,7 +160,16 @@ def test_every_decimal_in_the_body_is_one_of_the_results(results):
     for fixed in ("1312.6114", "Apache-2.0", "arXiv"):
         body = body.replace(fixed, "")
     shown = {float(number) for number in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", body)}
-    measured = [*results["metrics"].values(), *results["floor"].values(), 1.111, 52.22, 0.00123, 2.5, 1.3]
+    measured = [
+        *results["metrics"].values(),
+        *results["floor"].values(),
+        *results["diagnostics"].values(),
+        1.111,
+        52.22,
+        0.00123,
+        2.5,
+        1.3,
+    ]
     # beta and free_bits of the configuration.
     measured += [1.0, 0.0]
     assert [number for number in shown if all(abs(number - value) > 0.005 for value in measured)] == []
@@ -170,11 +184,13 @@ def test_body_holds_the_whole_story_in_order(results):
     ]
     for text in (
         "**1.2346 bits/dim** on the test split (1,300 images)",
-        "| Bits per dimension, one posterior sample (bits/dim) | upper bound | 1.2346 ± 0.0123 | 1.111 (a paper) |",
+        "| Bits per dimension, one posterior sample (bits/dim) | upper bound | 1.2346 ± 0.0123 | 1.111 |",
         "| 1.4141 (counts of 4 neighbours: W, N, NW, NE) |",
         "| `learning_rate` | 0.00123 |",
         "K = 500 importance samples (nats) | tighter upper bound | 53.46 |",
         "1 x 8 x 8 = 64, no padding",
+        "| untrained bits per dim | 4.0123 |",
+        "Circumstances of the evaluation: seed 2042; wall time 1 min 01 s.",
         "| wall time | 2 min 07 s |",
         "2.5000 (epoch 1) at the first evaluation, 1.3000 (epoch 2) at the best",
         "python scripts/train.py configs/vae_digits.yaml",
@@ -204,8 +220,18 @@ def test_an_unknown_metric_is_shown_under_its_own_name(results):
 
 def test_empty_sections_leave_no_trace(results):
     results |= {"metrics": {}, "reference": [], "floor": {}, "history": []}
+    del results["diagnostics"], results["evaluation"]
     card = str(render_card(results, REPO_ID, []))
-    for text in ("Published values", "Codes without", "## Pictures", "images/", "validation bits/dim", "****"):
+    for text in (
+        "Published values",
+        "Codes without",
+        "Diagnostic",
+        "Circumstances",
+        "## Pictures",
+        "images/",
+        "validation bits/dim",
+        "****",
+    ):
         assert text not in card
 
 
@@ -246,6 +272,14 @@ def test_data_sources(tmp_path, monkeypatch):
         assert (data_source(folder).title, data_source(folder).hub_id) == ("flowers", None)
 
 
+def test_metadata_does_not_tell_where_a_local_data_set_lies(results, tmp_path):
+    data = render_card(results | {"dataset": str(tmp_path / "my_flowers")}, REPO_ID).data
+    assert data.datasets is None
+    assert data.eval_results[0].dataset_type == "my_flowers"
+    assert "my-flowers" in data.tags
+    assert str(tmp_path) not in data.to_yaml()
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (3599.4, "59 min 59 s"), (3900, "1 h 05 min")],
@@ -270,9 +304,9 @@ def test_results_table_and_index(results):
     assert len({line.count("|") for line in lines}) == 1
     assert lines[2] == (
         "| [vae_digits](model_cards/vae_digits/README.md) | scikit-learn digits, 16 levels | 12,345 | 1.2346 ± 0.0123 "
-        "| 53.46 (K = 500) | 1.111 (a paper) | 1.4141 | 2 min 07 s |"
+        "| 54.32 | 53.46 (K = 500) | 1.111 bits/dim (a paper) | 1.4141 | 2 min 07 s |"
     )
-    assert "| - | 84.50 ± 0.10 (K = 500) | 84.78 nats (IWAE) |" in lines[3]
+    assert "| - | - | 84.50 ± 0.10 (K = 500) | 84.78 nats (IWAE) |" in lines[3]
     index = cards_index([results, other])
     assert index.count("## VAE") == 1
     assert '<img src="vae_digits/images/samples.png"' in index

@@ -51,7 +51,6 @@ METRICS = {
     "active_units": Metric("Active units", "latent dimensions", 0, "measurement"),
     "linear_probe_accuracy": Metric("Linear probe on the latent means, accuracy", "fraction", 4, "measurement"),
     "reconstruction_mse": Metric("Reconstruction, mean squared error", "levels scaled to [0, 1]", 5, "measurement"),
-    "aggregate_posterior_kl_nats": Metric("Aggregate posterior to prior, KL by moments", "nats", 4, "measurement"),
     "test_error": Metric("Classification error", "fraction", 4, "measurement"),
     "bits_per_byte": Metric("Bits per byte", "bits/byte", 4, "exact"),
 }
@@ -71,7 +70,8 @@ DATA_SOURCES = {
     "digits": DataSource(
         "scikit-learn digits",
         "sklearn-docs/digits",
-        "Real handwritten digits, 8x8 grey pixels, shipped with scikit-learn: nothing is downloaded.",
+        "Real handwritten digits, 8x8 grey pixels, shipped with scikit-learn: nothing is downloaded. Divided at "
+        "random, stratified by class, into train, validation and test, with seed 42.",
     ),
     "mnist": DataSource(
         "MNIST",
@@ -82,20 +82,25 @@ DATA_SOURCES = {
     "fashion_mnist": DataSource(
         "Fashion-MNIST",
         "zalando-datasets/fashion_mnist",
-        "The official test split; a part of the official training images is held out for validation.",
+        "The official test split. The official training images are divided 54,000 / 6,000 into train and validation by "
+        "`torch.randperm(60000)` with seed 42.",
     ),
     "binarized_mnist": DataSource(
         "Binarized MNIST",
         None,
         "The fixed (static) binarization of Larochelle and Murray, with its own train, validation and test files. "
-        "Scores on images that are binarized anew at every epoch are not comparable.",
+        "Scores on images that are binarized anew at every epoch are not comparable. The files are not on the Hub: the "
+        "environment variable `HF_LATENTGEN_DATA` names the folder that holds them.",
     ),
 }
 
 CAPTIONS = {
     "samples.png": "Samples from the prior, each pixel drawn from the decoded distribution",
+    "samples_mode.png": "The same latents, the most likely level of each pixel",
+    "samples_mean.png": "The same latents, the mean level of each pixel",
+    "samples_above_nearest_training_images.png": "Samples, each above the training image nearest to it",
     "reconstructions.png": "Test images, each above its reconstruction from the posterior mean",
-    "interpolations.png": "Decoder means on the line between the latents of two test images",
+    "interpolations.png": "Decoder means on the line between the latents of two test images, one pair a row",
     "manifold.png": "Decoder means over the latent plane, at equally spaced normal quantiles",
     "latents.png": "Posterior means of the test images, one colour per class",
     "history.png": "Validation bits per dimension against epochs",
@@ -155,6 +160,8 @@ def render_card(results: dict, repo_id: str, pictures: Sequence[str] | None = No
     pictures = ["samples.png", "reconstructions.png", "history.png"] if pictures is None else list(pictures)
     config = AutoConfig.for_model(**results["model"])
     data = data_source(results["dataset"])
+    # Not every row has further numbers that tell whether to trust its scores.
+    diagnostics = results.get("diagnostics", {})
     return ModelCard.from_template(
         _metadata(results, data, pictures),
         template_path=str(template),
@@ -174,11 +181,18 @@ def render_card(results: dict, repo_id: str, pictures: Sequence[str] | None = No
         num_parameters=f"{results['num_parameters']:,}",
         num_images=f"{results['num_images']:,}",
         train_time=duration(results["train_seconds"]),
-        training=[(f"`{key}`", _show(value)) for key, value in results["training"].items()],
+        training=[(f"`{key}`", _show(value)) for key, value in results["training"].items() if key != "seed"],
+        diagnostics=[(_words(key), describe_metric(key).show(value)) for key, value in diagnostics.items()],
+        evaluation=_evaluation_summary(results.get("evaluation", {})),
         pictures=[(name, CAPTIONS.get(name, _words(name.removesuffix(".png")))) for name in pictures],
         environment=_show(results["versions"]),
         hardware=_show(results["hardware"]),
     )
+
+
+def card_text(folder: str | Path, repo_id: str) -> str:
+    """Text of the `README.md` of a row, from `results.json` and `images/` in `folder`. Errors as in `render_card`."""
+    return f"{str(render_card(read_results(folder), repo_id, list_pictures(folder))).rstrip()}\n"
 
 
 def family(results: dict) -> str:
@@ -222,19 +236,21 @@ def duration(seconds: float) -> str:
 
 
 def results_table(rows: Sequence[dict], folder: str = "model_cards") -> str:
-    """A Markdown table of all rows, one line each, that links to the cards in `folder`."""
-    lines = [
-        "| Row | Data | Parameters | Bits/dim (bound) | Tighter bound, nats | Reference | Best floor | Training |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
-    ]
+    """A Markdown table of all rows, one line each, that links to the cards in `folder`.
+
+    The reference is the first one in bits per dimension or, without any, the first one.
+    """
+    numbers = "Parameters | Bits/dim (bound) | Nats (bound) | Nats (tighter bound) | Reference | Best floor | Training"
+    lines = [f"| Row | Data | {numbers} |", f"|---|---|{'--:|' * 7}"]
     for results in rows:
         cells = (
             f"[{results['row']}]({folder}/{results['row']}/README.md)",
             _data_title(results),
             f"{results['num_parameters']:,}",
             _cell(results, "bits_per_dim"),
+            _cell(results, "negative_elbo_nats"),
             "; ".join(_tighter_bounds(results)) or "-",
-            _reference_cell(results, "bits_per_dim") or _any_reference(results) or "-",
+            _main_reference(results),
             f"{_best_floor(results)[1]:.4f}" if results["floor"] else "-",
             duration(results["train_seconds"]),
         )
@@ -258,10 +274,12 @@ def cards_index(rows: Sequence[dict]) -> str:
 
 def _metadata(results: dict, data: DataSource, pictures: Sequence[str]) -> ModelCardData:
     scores = {key: value for key, value in results["metrics"].items() if not key.endswith(STANDARD_ERROR)}
+    # Of a local data set only the name of its folder is told, not where it lies.
+    dataset_tag = Path(results["dataset"]).name.replace("_", "-").lower()
     eval_results = [
         EvalResult(
             task_type=TASK,
-            dataset_type=data.hub_id or results["dataset"],
+            dataset_type=data.hub_id or Path(results["dataset"]).name,
             dataset_name=_data_title(results),
             dataset_split=results["split"],
             metric_type=key,
@@ -275,7 +293,7 @@ def _metadata(results: dict, data: DataSource, pictures: Sequence[str]) -> Model
         library_name="transformers",
         pipeline_tag=TASK,
         model_name=results["row"],
-        tags=["hf_latentgen", family(results), "image-generation", results["dataset"].replace("_", "-").lower()],
+        tags=["hf_latentgen", family(results), "image-generation", dataset_tag],
         datasets=[data.hub_id] if data.hub_id else None,
         metrics=list(scores),
         widget=[{"text": CAPTIONS.get(name, _words(name)), "output": {"url": f"images/{name}"}} for name in pictures],
@@ -309,13 +327,14 @@ def _cell(results: dict, key: str) -> str:
 
 def _reference_cell(results: dict, key: str) -> str:
     entries = [entry for entry in results["reference"] if entry["metric"] == key]
-    return "; ".join(f"{entry['value']:g} ({entry['name']})" for entry in entries)
+    return "; ".join(f"{entry['value']:g}" for entry in entries)
 
 
-def _any_reference(results: dict) -> str:
-    """References in another unit than bits per dimension, with their metric spelled out."""
-    entries = ((entry, describe_metric(entry["metric"])) for entry in results["reference"])
-    return "; ".join(f"{entry['value']:g} {metric.unit} ({entry['name']})" for entry, metric in entries)
+def _main_reference(results: dict) -> str:
+    if not results["reference"]:
+        return "-"
+    entry = min(results["reference"], key=lambda entry: entry["metric"] != "bits_per_dim")
+    return f"{entry['value']:g} {describe_metric(entry['metric']).unit} ({entry['name']})"
 
 
 def _tighter_bounds(results: dict) -> list[str]:
@@ -345,6 +364,14 @@ def _history_summary(history: Sequence[dict]) -> str:
     return f"{first} at the first evaluation, {best} at the best"
 
 
+def _evaluation_summary(evaluation: dict) -> str:
+    """Circumstances of the evaluation, times in words. Empty if they were not recorded."""
+    named = {"wall time" if key == "seconds" else _words(key): (key, value) for key, value in evaluation.items()}
+    return "; ".join(
+        f"{name} {duration(value) if key == 'seconds' else _show(value)}" for name, (key, value) in named.items()
+    )
+
+
 def _words(key: str) -> str:
     return key.replace("_", " ")
 
@@ -354,6 +381,6 @@ def _show(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_show(entry)}" for key, entry in value.items())
     if isinstance(value, list):
-        return ", ".join(_show(entry) for entry in value)
+        return ", ".join(_show(entry) for entry in value) or "none"
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return text.replace("|", "\\|")

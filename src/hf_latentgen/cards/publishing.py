@@ -10,7 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModel
 
-from hf_latentgen.cards.model_card import list_pictures, read_results, render_card
+from hf_latentgen.cards.model_card import card_text, list_pictures, read_results
 
 WEIGHTS = "model.safetensors"
 PROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
@@ -54,13 +54,11 @@ def prepare_upload(folder: str | Path, repo_id: str) -> Upload:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder")
     contents: dict[str, Path | bytes] = {name: folder / name for name in _model_files(folder)}
-    results = read_results(folder)
-    pictures = list_pictures(folder)
-    card = render_card(results, repo_id, pictures)
-    _check_metadata(card, folder)
-    _check_model(folder, results["num_parameters"])
-    contents["README.md"] = f"{str(card).rstrip()}\n".encode()
-    contents |= {f"images/{name}": folder / "images" / name for name in pictures}
+    card = card_text(folder, repo_id)
+    _check_metadata(ModelCard(card), folder)
+    _check_model(folder, read_results(folder)["num_parameters"])
+    contents["README.md"] = card.encode()
+    contents |= {f"images/{name}": folder / "images" / name for name in list_pictures(folder)}
     published = {name.split("/")[0] for name in contents}
     left_out = sorted(path.name for path in folder.iterdir() if path.name not in published)
     return Upload(repo_id, contents, left_out)
@@ -102,7 +100,10 @@ def _model_files(folder: Path) -> list[str]:
     if not (folder / WEIGHTS).is_file():
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
         found = f"; pickled files are never published, found {', '.join(pickles)}" if pickles else ""
-        raise FileNotFoundError(f"{folder} must hold {WEIGHTS}{found}")
+        raise FileNotFoundError(
+            f"{folder} must hold {WEIGHTS}{found}; large weights stay where they were trained: run scripts/evaluate.py "
+            "on that folder with itself as --output-dir, and publish it"
+        )
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} must hold config.json")
     processors = [name for name in PROCESSOR_CONFIGS if (folder / name).is_file()]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import AutoModel
 from transformers.utils import logging
 
 from hf_latentgen.models.bits import nats_to_bits_per_dim
@@ -123,14 +124,14 @@ def untrained_metrics(model: VAEModel, levels: Tensor, batch_size: int = 128, se
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        fresh = type(model)(model.config).to(model.device)
-    fresh_nats = sum(evaluate_elbo(fresh, levels, batch_size, seed))
+        fresh = AutoModel.from_config(model.config).to(model.device)
+    distortion, rate = evaluate_elbo(fresh, levels, batch_size, seed)
     for parameter in fresh.parameters():
         torch.nn.init.zeros_(parameter)
     zero_distortion, zero_rate = evaluate_elbo(fresh, levels, batch_size, seed)
     num_dims = model.config.num_dims
     return {
-        "untrained_bits_per_dim": float(nats_to_bits_per_dim(fresh_nats.mean(), num_dims)),
+        "untrained_bits_per_dim": float(nats_to_bits_per_dim((distortion + rate).mean(), num_dims)),
         "zero_weights_bits_per_dim": float(nats_to_bits_per_dim((zero_distortion + zero_rate).mean(), num_dims)),
         "zero_weights_rate_nats": float(zero_rate.mean()),
     }

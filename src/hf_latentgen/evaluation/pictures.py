@@ -136,9 +136,11 @@ def latent_scatter(means: np.ndarray, labels: np.ndarray) -> Image.Image:
     with mpl.rc_context(mpl.rcParamsDefault):
         figure = Figure(figsize=(6.4, 6.4), dpi=100, layout="constrained")
         axes = figure.subplots()
-        for index, label in enumerate(np.unique(labels)):
+        classes = np.unique(labels)
+        colors = mpl.colormaps["tab10" if len(classes) <= 10 else "tab20"]
+        for index, label in enumerate(classes):
             points = means[labels == label]
-            axes.scatter(points[:, 0], points[:, 1], s=4, color=mpl.colormaps["tab20"](index % 20), label=str(label))
+            axes.scatter(points[:, 0], points[:, 1], s=4, color=colors(index % colors.N), label=str(label))
         axes.set_aspect("equal")
         axes.set_xlabel("latent 1")
         axes.set_ylabel("latent 2")

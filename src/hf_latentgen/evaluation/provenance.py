@@ -1,6 +1,5 @@
 """Where a number comes from: hardware, versions and commit, as recorded in run.json and results.json."""
 
-import os
 import platform
 import subprocess
 from importlib.metadata import version
@@ -28,8 +27,8 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str:
     """The commit of the source tree, marked "-dirty" when tracked files differ from it, or "unknown" outside of one."""
-    folder = os.path.dirname(__file__)
-    command = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     described = subprocess.run(command, capture_output=True, text=True, check=False)
     return described.stdout.strip() if described.returncode == 0 else "unknown"
 

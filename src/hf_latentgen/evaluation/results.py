@@ -1,4 +1,4 @@
-"""From a trained checkpoint to the folder of its row: `results.json`, pictures, and the model itself when it is small."""
+"""From a trained checkpoint to the folder of its row: `results.json`, pictures, and the model when it is small."""
 
 import json
 import shutil
@@ -6,9 +6,11 @@ import tempfile
 import time
 from dataclasses import fields
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
+from datasets import Dataset
 from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -32,6 +34,7 @@ from hf_latentgen.evaluation.pictures import (
 )
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
 from hf_latentgen.evaluation.samples import nearest_images, prior_samples, reconstruction_mse
+from hf_latentgen.models.configuration_vae import VAEConfig
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.models.modeling_vae import VAEModel
 
@@ -57,11 +60,7 @@ def load_checkpoint(checkpoint: str | Path) -> tuple[VAEModel, LevelsImageProces
     folder = Path(checkpoint)
     if folder.is_dir():
         _check_folder(folder)
-    config = AutoConfig.from_pretrained(checkpoint)
-    if config.model_type not in _model_types():
-        raise ValueError(
-            f"{folder / 'config.json'}: model_type must be one of {_model_types()}, got {config.model_type!r}"
-        )
+    _check_model_type(AutoConfig.from_pretrained(checkpoint).model_type, folder)
     try:
         model, report = AutoModel.from_pretrained(checkpoint, use_safetensors=True, output_loading_info=True)
     except RuntimeError as error:
@@ -241,36 +240,29 @@ def _spread(length: int, count: int) -> np.ndarray:
 
 
 def _load(name: str, split: str, processor: LevelsImageProcessor, data_dir: str | None) -> LevelsDataset:
-    images = load_images(name, split, data_dir=data_dir)
+    images = cast(Dataset, load_images(name, split, data_dir=data_dir))
     return LevelsDataset(images, processor, with_labels="label" in images.column_names)
 
 
 def _reference(run: dict) -> list[dict]:
-    """Published values: those in the recipe, or the copy made when the training began if it is not at hand."""
+    """Published values: those in the recipe, or the copy made by the training if the recipe is not at hand."""
     recipe = Path(run["config"])
     if not recipe.is_file():
         return run["reference"]
-    return OmegaConf.to_container(OmegaConf.load(recipe)).get("reference", [])
+    return cast(dict, OmegaConf.to_container(OmegaConf.load(recipe))).get("reference", [])
 
 
-def _config_fields(config: PreTrainedConfig) -> dict:
-    """The model type and the fields that this family adds to every configuration."""
-    own = [field.name for field in fields(type(config)) if field not in fields(PreTrainedConfig)]
+def _config_fields(config: VAEConfig) -> dict:
+    """The model type and the fields that this family adds to those of every configuration."""
+    common = {field.name for field in fields(PreTrainedConfig)}
+    own = [field.name for field in fields(VAEConfig) if field.name not in common]
     values = config.to_dict()
     return {"model_type": config.model_type, **{name: values[name] for name in own}}
 
 
-def _model_types() -> list[str]:
-    return [VAEModel.config_class.model_type]
-
-
 def _check_folder(folder: Path) -> None:
     """Raises as `load_checkpoint` does, naming the file."""
-    config = _read_json(folder / "config.json", "save_pretrained writes it")
-    if config.get("model_type") not in _model_types():
-        raise ValueError(
-            f"{folder / 'config.json'}: model_type must be one of {_model_types()}, got {config.get('model_type')!r}"
-        )
+    _check_model_type(_read_json(folder / "config.json", "save_pretrained writes it").get("model_type"), folder)
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise FileNotFoundError(f"{weights} does not exist; a checkpoint holds config.json, {WEIGHTS} and a processor")
@@ -283,6 +275,11 @@ def _check_folder(folder: Path) -> None:
         raise FileNotFoundError(f"{folder} holds no image processor; one of {PROCESSOR_CONFIGS} must be there")
 
 
+def _check_model_type(model_type: str | None, folder: Path) -> None:
+    if model_type != VAEConfig.model_type:
+        raise ValueError(f"{folder / 'config.json'}: model_type must be {VAEConfig.model_type!r}, got {model_type!r}")
+
+
 def _read_json(path: Path, origin: str) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; {origin}")
@@ -293,16 +290,20 @@ def _read_json(path: Path, origin: str) -> dict:
 
 
 def _make_staging_folder(folder: Path) -> Path:
-    """A new folder beside `folder`, on the same file system, so that its files can be renamed into place."""
+    """A new folder on the file system of `folder`, so that its files can be renamed into place.
+
+    It lies in `folder`, or where that will be made: a failure must not leave an empty row behind.
+    """
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=".evaluation-", dir=folder))
+        return Path(tempfile.mkdtemp(prefix=".evaluation-", dir=existing))
     except OSError as error:
         raise PermissionError(f"the output folder {folder} is not writable: {error}") from error
 
 
 def _publish(staging: Path, checkpoint: Path, folder: Path) -> None:
     """Moves the staged files, and copies of those of the model, to `folder`; `results.json` comes last."""
+    folder.mkdir(parents=True, exist_ok=True)
     if checkpoint.resolve() != folder.resolve():
         for name in ("config.json", *PROCESSOR_CONFIGS, WEIGHTS):
             source = checkpoint / name

@@ -35,7 +35,7 @@ def prior_samples(model: VAEModel, num_images: int, seed: int = 0) -> dict[str, 
 
 
 def nearest_images(levels: Tensor, candidates: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Index of the nearest candidate of each image, and the distance: the root of the mean squared difference in levels.
+    """Index of the nearest candidate of each image, and the distance: root mean squared difference in levels.
 
     Shape: `levels` [M, C, H, W] and `candidates` [N, C, H, W]; both results [M].
     """

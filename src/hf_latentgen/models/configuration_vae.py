@@ -9,9 +9,7 @@ ARCHITECTURES = ("course", "resnet", "mlp")
 
 @strict
 class VAEConfig(PreTrainedConfig):
-    r"""
-    Configuration of a [`VAEModel`]. The defaults are the network of the UvA Deep Learning 1 course on 4-bit MNIST,
-    with 270,616 parameters.
+    """Configuration of a [`VAEModel`]; its defaults are the course network on 4-bit MNIST, with 270,616 parameters.
 
     Args:
         architecture (`str`, defaults to `"course"`):

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf-latentgen authors. Apache-2.0.
-"""Distributions of latents and pixels. `log_prob` returns nats per example, shape `[B]`, summed over every other axis."""
+"""Distributions of latents and pixels. `log_prob` is in nats per example, [B], summed over every other axis."""
 
 import math
 from dataclasses import dataclass
@@ -107,7 +107,8 @@ class CategoricalPixels:
     def mean(self) -> Tensor:
         """The expected level of each pixel, a real number in [0, num_levels - 1]. [B, C, H, W]."""
         levels = torch.arange(self.num_levels, dtype=self.logits.dtype, device=self.logits.device)
-        return torch.einsum("blchw,l->bchw", self.probabilities, levels)
+        # Rounding may carry a sum of products past the last level.
+        return torch.einsum("blchw,l->bchw", self.probabilities, levels).clamp(max=self.num_levels - 1)
 
     def draw(self, output: str, generator: torch.Generator | None = None) -> Tensor:
         """Images as a sample, the mode or the mean of the distribution. [B, C, H, W] levels.

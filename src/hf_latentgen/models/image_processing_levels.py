@@ -105,16 +105,15 @@ class LevelsImageProcessor(PilBackend):
         if not self.size.height or not self.size.width:
             raise ValueError(f"size must name a positive height and width, got {dict(self.size)}.")
 
-    def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> ImageInput:
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> ImageInput:
         """Flat list of single images."""
-        if isinstance(images, (list, tuple, np.ndarray, torch.Tensor)):
-            if len(images) == 0:
-                raise ValueError("images must hold at least one image, got an empty batch.")
-            if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 2:
-                return [images]
-            # transformers takes lists of 3-D arrays only.
-            if all(isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 2 for image in images):
-                return [image[None] for image in images]
+        if isinstance(images, (list, tuple, np.ndarray, torch.Tensor)) and len(images) == 0:
+            raise ValueError("images must hold at least one image, got an empty batch.")
+        # transformers asks for three dimensions; a grey image may come without its channel.
+        if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 2:
+            images = images[None]
+        elif isinstance(images, (list, tuple)):
+            images = [image[None] if _is_grey_array(image) else image for image in images]
         return super()._prepare_images_structure(images, expected_ndims=expected_ndims)
 
     def process_image(
@@ -187,6 +186,10 @@ class LevelsImageProcessor(PilBackend):
         return [Image.fromarray(value[0] if len(value) == 1 else np.moveaxis(value, 0, -1)) for value in values]
 
 
+def _is_grey_array(image: Any) -> bool:
+    return isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 2
+
+
 def _uint8_from_array(image: np.ndarray | torch.Tensor) -> np.ndarray:
     """8-bit values of an array of integers 0 ... 255 or floats in [0, 1], in its own shape."""
     if isinstance(image, torch.Tensor):
@@ -211,8 +214,10 @@ def _channels_last(image: np.ndarray, input_data_format: str | ChannelDimension 
     if image.ndim == 2:
         return image[..., None]
     if input_data_format is None:
-        first, last = image.shape[0] in ARRAY_MODES, image.shape[-1] in ARRAY_MODES
-        if not first and not last:
+        first, last = image.shape[0], image.shape[-1]
+        if first not in ARRAY_MODES and last not in ARRAY_MODES:
             raise ValueError(f"images must have 1, 3 or 4 channels, first or last, got shape {image.shape}.")
-        input_data_format = ChannelDimension.FIRST if first else ChannelDimension.LAST
+        # Four is more often a height than an alpha channel in front.
+        is_first = first in PIL_MODES or last not in ARRAY_MODES
+        input_data_format = ChannelDimension.FIRST if is_first else ChannelDimension.LAST
     return np.moveaxis(image, 0, -1) if input_data_format == ChannelDimension.FIRST else image

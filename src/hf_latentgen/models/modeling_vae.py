@@ -49,7 +49,7 @@ class VAEModel(PreTrainedModel):
     config: VAEConfig
     base_model_prefix = "vae"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
     _no_split_modules = ["ConvBlock", "UpsamplingBlock", "ResidualBlock", "LadderPosterior", "DenseBlock"]
@@ -66,11 +66,12 @@ class VAEModel(PreTrainedModel):
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             # PyTorch's own initialisation, with which the course network was trained.
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            bound = 1 / math.sqrt(module.weight.shape[1] * module.weight[0, 0].numel())
-            init.uniform_(module.bias, -bound, bound)
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight.shape[1] * module.weight[0, 0].numel())
+                init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, ResidualBlock | LadderPosterior):
-            init.zeros_(module.last.weight)
-            init.zeros_(module.last.bias)
+            for parameter in module.last.parameters():
+                init.zeros_(parameter)
 
     def forward(
         self,
@@ -82,8 +83,8 @@ class VAEModel(PreTrainedModel):
     ) -> VAEOutput:
         """The two parts of the negative ELBO of each image, and the objective.
 
-        The loss is the mean over the batch of `distortion + beta * rate`, in bits per dimension, the rate of each latent
-        dimension and image being counted as at least `free_bits`. `rate` itself is never clamped.
+        The loss is the mean over the batch of `distortion + beta * rate`, in bits per dimension, the rate of each
+        latent dimension and image being counted as at least `free_bits`. `rate` itself is never clamped.
 
         Args:
             pixel_values: integer levels, [B, C, H, W].
@@ -96,8 +97,8 @@ class VAEModel(PreTrainedModel):
         Raises:
             ValueError: levels of a wrong type, shape or range, or an empty batch.
 
-        Source: Kingma & Welling (2014), eq. 10; free bits: Kingma et al. (2016), eq. 15, applied to each image rather than
-        to the mean over a batch, so that the loss does not depend on how a batch is split.
+        Source: Kingma & Welling (2014), eq. 10; free bits: Kingma et al. (2016), eq. 15, applied to each image rather
+        than to the mean over a batch, so that the loss does not depend on how a batch is split.
         """
         self._check_levels(pixel_values)
         posterior, latents, logits = self._infer(pixel_values, sample_posterior, generator)
@@ -219,9 +220,9 @@ class VAEModel(PreTrainedModel):
     ) -> Tensor:
         """Estimate of `log p(x)` of each image, in nats. [B]. Its expectation is a lower bound, tight as samples grow.
 
-        `"importance"` averages `p(x, z) / q(z|x)` over posterior samples. `"prior"` averages `p(x|z)` over prior samples,
-        the same ones for the whole batch: simple, and hopeless in many latent dimensions. Both stream, so that the memory
-        does not grow with `num_samples`.
+        `"importance"` averages `p(x, z) / q(z|x)` over posterior samples. `"prior"` averages `p(x|z)` over prior
+        samples, the same ones for the whole batch: simple, and hopeless in many latent dimensions. Both stream, so that
+        the memory does not grow with `num_samples`.
 
         Raises:
             ValueError: unknown estimator, `num_samples` below 1, or bad levels.

@@ -1,9 +1,10 @@
 # Copyright 2026 The hf-latentgen authors. Apache-2.0.
 """Encoders and decoders between images and latents.
 
-Latents come in groups, coarse to fine (`config.latent_shapes`); every network but the ladder has exactly one. An encoder
-turns an image into the features of each group, and the features of a group, with the decoder's state so far, into the
-parameters of its posterior. A decoder takes the code of one group after the other, then finishes with the logits:
+Latents come in groups, coarse to fine (`config.latent_shapes`); every network but the ladder has exactly one. An
+encoder turns an image into the features of each group, and the features of a group, with the decoder's state so far,
+into the parameters of its posterior. A decoder takes the code of one group after the other, then finishes with the
+logits:
 
     features = encoder(images)
     for group in range(len(features)):
@@ -11,6 +12,8 @@ parameters of its posterior. A decoder takes the code of one group after the oth
         state = decoder.advance(group, code, state)
     logits = decoder.finish(state)
 """
+
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -150,7 +153,7 @@ class MLPEncoder(FlatEncoder):
 
     def __init__(self, config: VAEConfig):
         widths = [config.num_dims, *config.hidden_channels]
-        blocks = [DenseBlock(*pair) for pair in zip(widths, widths[1:], strict=False)]
+        blocks = [DenseBlock(*pair) for pair in pairwise(widths)]
         super().__init__(nn.Sequential(nn.Flatten(), *blocks), widths[-1], config.latent_dim)
 
 
@@ -159,7 +162,7 @@ class MLPDecoder(FlatDecoder):
 
     def __init__(self, config: VAEConfig):
         widths = list(config.hidden_channels[::-1])
-        blocks = [DenseBlock(*pair) for pair in zip(widths, widths[1:], strict=False)]
+        blocks = [DenseBlock(*pair) for pair in pairwise(widths)]
         last = nn.Linear(widths[-1], config.num_levels * config.num_dims)
         super().__init__(config, nn.Sequential(*blocks, last), (widths[0],))
 
@@ -242,7 +245,7 @@ class ResNetDecoder(nn.Module):
         )
 
     def advance(self, group: int, code: Tensor, state: Tensor | None) -> Tensor:
-        """The state after a latent group, at the resolution of the next one. Shape: `code` [B, latents of the group]."""
+        """The state after a latent group, at the resolution of the next. Shape: `code` [B, latents of the group]."""
         if state is None:
             return self.from_latents(code).unflatten(1, self.start_shape)
         merged = self.merges[group - 1](state, code.unflatten(1, self.shapes[group]))

@@ -11,8 +11,8 @@ class LatentTrainingArguments(TrainingArguments):
     """Arguments of [`LatentTrainer`] and its subclasses: those of `transformers.TrainingArguments`, and a few more.
 
     Defaults that differ from transformers': batches keep all their columns, evaluation computes the loss without
-    labels, non-finite losses are never filtered out of the logs, `use_cpu` is set and memory is not pinned where there is
-    no accelerator, and the best checkpoint has the lowest bits per dimension.
+    labels, non-finite losses are never filtered out of the logs, `use_cpu` is set and memory is not pinned where there
+    is no accelerator, and the best checkpoint has the lowest bits per dimension.
 
     Raises:
         ValueError: a field is out of range.

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import cast
 
 from datasets import IterableDataset
 from omegaconf import OmegaConf
@@ -61,10 +62,10 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         if "=" not in override:
             raise ValueError(f"an override must have the form section.key=value, got {override!r}")
     merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides or []))
-    sections = OmegaConf.to_container(merged, resolve=True)
-    _check_keys("", sections, ("dataset", "model", "training", "reference"))
-    sections = {"dataset": {}, "model": {}, "training": {}, "reference": [], **sections}
-    model_type = sections["model"].get("model_type", "latentgen_vae")
+    given = cast(dict, OmegaConf.to_container(merged, resolve=True))
+    _check_keys("", given, ("dataset", "model", "training", "reference"))
+    sections = {"dataset": {"name": "digits"}, "model": {}, "training": {}, "reference": [], **given}
+    model_type = sections["model"].setdefault("model_type", "latentgen_vae")
     if not model_type.startswith("latentgen") or model_type not in CONFIG_MAPPING:
         allowed = [name for name in CONFIG_MAPPING if name.startswith("latentgen")]
         raise ValueError(f"model.model_type must be one of {allowed}, got {model_type!r}")
@@ -92,8 +93,8 @@ def train_recipe(
         resume: go on from the last complete checkpoint in `output_dir`.
 
     Raises:
-        ValueError: checkpoints are missing for `resume`, or there without it, or the model section is overridden although
-            the model comes from a checkpoint.
+        ValueError: checkpoints are missing for `resume`, or there without it, or the model section is overridden
+            although the model comes from a checkpoint.
         PermissionError: `output_dir` cannot be written.
     """
     output_dir = Path(output_dir or Path("runs", recipe.row))
@@ -106,7 +107,7 @@ def train_recipe(
     arguments = LatentTrainingArguments(output_dir=str(output_dir), **recipe.training)
     set_seed(arguments.seed)
     model, processor = _model_and_processor(recipe, checkpoint)
-    # Validation images stay in memory when the training images are streamed: they are few, and looked at again and again.
+    # Validation images stay in memory when the training images are streamed: they are few, and needed every epoch.
     validation = load_images(recipe.dataset["name"], "validation", data_dir=data_dir)
     trainer = ELBOTrainer(
         model,
@@ -165,7 +166,7 @@ def _model_and_processor(recipe: Recipe, checkpoint: str | None) -> tuple[PreTra
         return AutoModel.from_pretrained(checkpoint, use_safetensors=True), AutoImageProcessor.from_pretrained(
             checkpoint
         )
-    config = AutoConfig.for_model(**({"model_type": "latentgen_vae"} | recipe.model))
+    config = AutoConfig.for_model(**recipe.model)
     processor = LevelsImageProcessor(
         size={"height": config.image_size, "width": config.image_size},
         num_channels=config.num_channels,
@@ -179,7 +180,7 @@ def _training_levels(
 ) -> Dataset | IterableDataset:
     name, streaming = recipe.dataset["name"], recipe.dataset.get("streaming", False)
     images = load_images(name, "train", data_dir=data_dir, streaming=streaming)
-    return stream_levels(images, processor) if streaming else LevelsDataset(images, processor)
+    return stream_levels(images, processor) if isinstance(images, IterableDataset) else LevelsDataset(images, processor)
 
 
 def _make_writable(folder: Path) -> None:

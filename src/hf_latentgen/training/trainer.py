@@ -5,12 +5,13 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import EvalPrediction, Trainer, TrainerCallback
+from torch import Tensor, nn
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -19,6 +20,7 @@ from hf_latentgen.models.bits import nats_to_bits_per_dim
 from hf_latentgen.training.arguments import LatentTrainingArguments
 from hf_latentgen.training.callbacks import ImageGridCallback
 
+NUM_RECONSTRUCTIONS = 32
 # With averaging, `model.safetensors` of a checkpoint holds the averaged weights: they are what `from_pretrained` loads.
 # The weights that training goes on from lie beside it.
 TRAINING_WEIGHTS = "training_weights.safetensors"
@@ -34,12 +36,13 @@ class LatentTrainer(Trainer):
     """
 
     args: LatentTrainingArguments
+    model: PreTrainedModel
 
-    def __init__(self, model, args: LatentTrainingArguments, **kwargs):
+    def __init__(self, model: PreTrainedModel, args: LatentTrainingArguments, **kwargs):
         kwargs.setdefault("data_collator", collate_levels)
-        if args.channels_last:
-            model = model.to(memory_format=torch.channels_last)
         super().__init__(model, args, **kwargs)
+        if args.channels_last:
+            nn.Module.to(self.model, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         if args.ema_decay and self.is_fsdp_enabled:
             raise ValueError(f"ema_decay must be 0 under FSDP, whose weights are sharded, got {args.ema_decay}")
         self._ema = EMAModel(self.model.parameters(), decay=args.ema_decay, foreach=True) if args.ema_decay else None
@@ -61,7 +64,7 @@ class LatentTrainer(Trainer):
 
     @contextlib.contextmanager
     def evaluated_weights(self) -> Iterator[None]:
-        """Context in which the model holds the weights that are evaluated and saved: the averaged ones where there are."""
+        """Context in which the model holds the weights that are evaluated and saved: averaged ones where there are."""
         if self._ema is None:
             yield
             return
@@ -81,8 +84,8 @@ class LatentTrainer(Trainer):
         """
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
-            output_dir = Path(self.args.output_dir)
-            checkpoint = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+            output_dir = str(self.args.output_dir)
+            checkpoint = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
             raise FloatingPointError(
                 f"the loss became {loss.item()} at step {self.state.global_step + 1}; the last good checkpoint is "
                 f"{checkpoint or 'none: no checkpoint had been saved'}"
@@ -100,7 +103,7 @@ class LatentTrainer(Trainer):
         if "loss" in logs and self._parts:
             names = sorted(self._parts)
             means = torch.stack([torch.stack(self._parts[name]).float().mean() for name in names])
-            means = self.accelerator.reduce(means.to(self.args.device), "mean")
+            means = cast(Tensor, self.accelerator.gather(means.to(self.args.device).unsqueeze(0))).mean(0)
             logs |= dict(zip(names, means.tolist(), strict=True))
             self._parts.clear()
         if self.is_in_train:
@@ -108,15 +111,17 @@ class LatentTrainer(Trainer):
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the model that is evaluated, its config and its image processor; checkpoints also keep what is trained."""
+        """Saves the model that is evaluated, its config and processor; a checkpoint also keeps what is trained."""
         with self.evaluated_weights():
             super().save_model(output_dir, _internal_call)
-        if self.args.should_save:
-            # A pickle that nothing reads: run.json records the arguments.
-            Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        if self._ema is not None and _internal_call and self.args.should_save:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or str(self.args.output_dir))
+        # A pickle that nothing reads: run.json records the arguments.
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        if self._ema is not None and _internal_call:
             weights = {name: weight.contiguous() for name, weight in self.model.state_dict().items()}
-            save_file(weights, Path(output_dir, TRAINING_WEIGHTS))
+            save_file(weights, folder / TRAINING_WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -127,17 +132,17 @@ class LatentTrainer(Trainer):
             raise ValueError(
                 f"ema_decay is {self.args.ema_decay}, but {resume_from_checkpoint} has no {TRAINING_WEIGHTS}"
             )
-        self._ema_from_model()
+        self._copy_average_from_model(self._ema)
         self.model.load_state_dict(load_file(weights))
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
         if self._ema is not None:
-            self._ema_from_model()
+            self._copy_average_from_model(self._ema)
 
-    def _ema_from_model(self) -> None:
+    def _copy_average_from_model(self, ema: EMAModel) -> None:
         """Makes the averaged weights those that the model holds, which were loaded from a `model.safetensors`."""
-        for average, parameter in zip(self._ema.shadow_params, self.model.parameters(), strict=True):
+        for average, parameter in zip(ema.shadow_params, self.model.parameters(), strict=True):
             average.copy_(parameter.detach())
 
 
@@ -166,15 +171,16 @@ class _TrainerEvents(TrainerCallback):
 class ELBOTrainer(LatentTrainer):
     """Trains a model whose output has a `distortion` and a `rate` per image by its evidence lower bound.
 
-    The weight of the rate grows linearly over `kl_warmup_steps`. Evaluation always takes posterior samples from a seeded
-    generator and the full weight. Logged beside `loss`: `distortion` and `rate` in nats, `bits_per_dim` (both parts with
-    weight 1: the negative ELBO) and `beta`, for train, and with the prefix `eval_` for evaluation.
+    The weight of the rate grows linearly over `kl_warmup_steps`. Evaluation always takes posterior samples from a
+    seeded generator and the full weight. Logged beside `loss`: `distortion` and `rate` in nats, `bits_per_dim` (both
+    parts with weight 1: the negative ELBO) and `beta`, for train, and with the prefix `eval_` for evaluation.
     """
 
-    def __init__(self, model, args: LatentTrainingArguments, **kwargs):
+    def __init__(self, model: PreTrainedModel, args: LatentTrainingArguments, **kwargs):
         super().__init__(model, args, compute_metrics=self._evidence_metrics, **kwargs)
+        self._config = model.config
         if args.sample_epochs and self.eval_dataset is not None:
-            images = collate_levels(self.eval_dataset.__getitems__(list(range(32))))["pixel_values"]
+            images = next(iter(self.get_eval_dataloader()))["pixel_values"][:NUM_RECONSTRUCTIONS]
             self.add_callback(ImageGridCallback(args.sample_epochs, images, self.evaluated_weights))
 
     @property
@@ -182,7 +188,7 @@ class ELBOTrainer(LatentTrainer):
         """The weight of the rate at the current step."""
         warmup = self.args.kl_warmup_steps
         share = min(1.0, (self.state.global_step + 1) / warmup) if warmup else 1.0
-        return share * self.model.config.beta
+        return share * self._config.beta
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The objective in bits per dimension, and the model's output when asked for. Scalar."""
@@ -190,7 +196,7 @@ class ELBOTrainer(LatentTrainer):
         beta = torch.tensor(self.beta, device=self.args.device)
         outputs = model(**inputs, beta=beta, sample_posterior=True)
         distortion, rate = outputs.distortion.mean(), outputs.rate.mean()
-        bits_per_dim = nats_to_bits_per_dim(distortion + rate, self.model.config.num_dims)
+        bits_per_dim = nats_to_bits_per_dim(distortion + rate, self._config.num_dims)
         self.record(distortion=distortion, rate=rate, bits_per_dim=bits_per_dim, beta=beta)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
@@ -204,5 +210,5 @@ class ELBOTrainer(LatentTrainer):
 
     def _evidence_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         distortion, rate = (part.astype("float64").mean() for part in prediction.predictions)
-        bits_per_dim = nats_to_bits_per_dim(distortion + rate, self.model.config.num_dims)
-        return {"distortion": distortion, "rate": rate, "bits_per_dim": bits_per_dim, "beta": self.model.config.beta}
+        bits_per_dim = nats_to_bits_per_dim(distortion + rate, self._config.num_dims)
+        return {"distortion": distortion, "rate": rate, "bits_per_dim": bits_per_dim, "beta": self._config.beta}

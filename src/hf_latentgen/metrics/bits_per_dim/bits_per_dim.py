@@ -7,8 +7,9 @@ import numpy as np
 from hf_latentgen.models.bits import nats_to_bits_per_dim
 
 DESCRIPTION = """\
-Bits per dimension of a discrete likelihood: the mean negative log-likelihood of an image in nats, divided by ln 2 and by
-the number of dimensions of the real (never of a padded) image. Lower is better; uniform levels give log2(num_levels).
+Bits per dimension of a discrete likelihood: the mean negative log-likelihood of an image in nats, divided by ln 2 and
+by the number of dimensions of the real (never of a padded) image. Lower is better; uniform levels give
+log2(num_levels).
 """
 KWARGS_DESCRIPTION = """
 Args:
