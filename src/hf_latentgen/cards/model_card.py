@@ -54,6 +54,7 @@ METRICS = {
     "test_error": Metric("Classification error", "fraction", 4, "measurement"),
     "bits_per_byte": Metric("Bits per byte", "bits/byte", 4, "exact"),
 }
+SAMPLES_OF_EPOCH = re.compile(r"samples_epoch_(\d+)\.png")
 # The number of samples is part of the name, as in nll_nats_iw500.
 IMPORTANCE_ESTIMATE = re.compile(r"(nll_nats|bits_per_dim)_iw(\d+)")
 
@@ -184,7 +185,7 @@ def render_card(results: dict, repo_id: str, pictures: Sequence[str] | None = No
         training=[(f"`{key}`", _show(value)) for key, value in results["training"].items() if key != "seed"],
         diagnostics=[(_words(key), describe_metric(key).show(value)) for key, value in diagnostics.items()],
         evaluation=_evaluation_summary(results.get("evaluation", {})),
-        pictures=[(name, CAPTIONS.get(name, _words(name.removesuffix(".png")))) for name in pictures],
+        pictures=[(name, _caption(name)) for name in pictures],
         environment=_show(results["versions"]),
         hardware=_show(results["hardware"]),
     )
@@ -193,6 +194,14 @@ def render_card(results: dict, repo_id: str, pictures: Sequence[str] | None = No
 def card_text(folder: str | Path, repo_id: str) -> str:
     """Text of the `README.md` of a row, from `results.json` and `images/` in `folder`. Errors as in `render_card`."""
     return f"{str(render_card(read_results(folder), repo_id, list_pictures(folder))).rstrip()}\n"
+
+
+def _caption(name: str) -> str:
+    """What the picture of this name shows."""
+    if match := SAMPLES_OF_EPOCH.fullmatch(name):
+        epoch = int(match.group(1))
+        return f"Samples after {epoch} epoch{'s' if epoch > 1 else ''}" if epoch else "Samples before training"
+    return CAPTIONS.get(name, _words(name.removesuffix(".png")))
 
 
 def family(results: dict) -> str:
@@ -296,7 +305,7 @@ def _metadata(results: dict, data: DataSource, pictures: Sequence[str]) -> Model
         tags=["hf_latentgen", family(results), "image-generation", dataset_tag],
         datasets=[data.hub_id] if data.hub_id else None,
         metrics=list(scores),
-        widget=[{"text": CAPTIONS.get(name, _words(name)), "output": {"url": f"images/{name}"}} for name in pictures],
+        widget=[{"text": _caption(name), "output": {"url": f"images/{name}"}} for name in pictures],
         eval_results=eval_results,
     )
 

@@ -161,6 +161,9 @@ def evaluate_checkpoint(
             },
         }
         draw(model, train, test, results, seed, staging / "images")
+        # Drawn during training: what the model was like before it, and after some epochs.
+        for picture in Path(checkpoint, "samples").glob("samples_epoch_*.png"):
+            shutil.copy(picture, staging / "images")
         text = json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False)
         (staging / "results.json").write_text(f"{text}\n", encoding="utf-8")
         _publish(staging, Path(checkpoint), folder)

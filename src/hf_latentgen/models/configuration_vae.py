@@ -63,6 +63,11 @@ class VAEConfig(PreTrainedConfig):
         coarse_to_fine = self.stage_sizes[:0:-1]
         return [(self.latent_dim,), *((c, s, s) for c, s in zip(self.ladder_channels, coarse_to_fine, strict=False))]
 
+    def validate_model_type(self):
+        """Raises `ValueError` if the fields were read from the configuration of another model."""
+        expected = type(self).model_type
+        _require(self.model_type == expected, "model_type", self.model_type, repr(expected))
+
     def validate_image(self):
         """Raises `ValueError` if the image fields are out of range."""
         _require(self.image_size >= 1, "image_size", self.image_size, "at least 1")

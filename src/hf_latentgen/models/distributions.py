@@ -107,8 +107,8 @@ class CategoricalPixels:
     def mean(self) -> Tensor:
         """The expected level of each pixel, a real number in [0, num_levels - 1]. [B, C, H, W]."""
         levels = torch.arange(self.num_levels, dtype=self.logits.dtype, device=self.logits.device)
-        # Rounding may carry a sum of products past the last level.
-        return torch.einsum("blchw,l->bchw", self.probabilities, levels).clamp(max=self.num_levels - 1)
+        # Not a matrix product, which autocast would round to bf16; rounding may carry the sum past the last level.
+        return (self.probabilities * levels.view(-1, 1, 1, 1)).sum(1).clamp(max=self.num_levels - 1)
 
     def draw(self, output: str, generator: torch.Generator | None = None) -> Tensor:
         """Images as a sample, the mode or the mean of the distribution. [B, C, H, W] levels.

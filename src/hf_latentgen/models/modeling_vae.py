@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
 from .bits import nats_to_bits_per_dim
 from .configuration_vae import VAEConfig
@@ -73,6 +74,7 @@ class VAEModel(PreTrainedModel):
             for parameter in module.last.parameters():
                 init.zeros_(parameter)
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
@@ -193,8 +195,10 @@ class VAEModel(PreTrainedModel):
         upwards. Source: Kingma & Welling (2014), figure 4.
 
         Raises:
-            ValueError: the model has not exactly two latent dimensions.
+            ValueError: the model has not exactly two latent dimensions, or `grid_size` is below 1.
         """
+        if grid_size < 1:
+            raise ValueError(f"grid_size must be at least 1, got {grid_size}")
         if sum(self.latent_sizes) != 2:
             raise ValueError(
                 f"manifold needs latent_dim 2 and no ladder, got {sum(self.latent_sizes)} latent dimensions"
@@ -248,7 +252,9 @@ class VAEModel(PreTrainedModel):
                 log_weights = self._log_importance_weights(pixel_values, features, count, generator)
             else:
                 logits = self.decode(self._prior_sample(count, generator)).logits
-                log_weights = one_hot @ logits.log_softmax(1).flatten(1).T
+                # bf16 would round sums of hundreds of nats to whole nats.
+                with torch.autocast(pixel_values.device.type, enabled=False):
+                    log_weights = one_hot @ logits.log_softmax(1).flatten(1).T
             total = torch.logaddexp(total, log_weights.logsumexp(1))
         return total - math.log(num_samples)
 
@@ -294,7 +300,7 @@ class VAEModel(PreTrainedModel):
     def _check_levels(self, pixel_values: Tensor) -> None:
         config = self.config
         shape = (config.num_channels, config.image_size, config.image_size)
-        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != shape or len(pixel_values) == 0:
+        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != shape or pixel_values.shape[0] == 0:
             expected = f"[B, {', '.join(map(str, shape))}] with B at least 1"
             raise ValueError(f"pixel_values must have shape {expected}, got {list(pixel_values.shape)}")
         if pixel_values.is_floating_point() or pixel_values.dtype == torch.bool:

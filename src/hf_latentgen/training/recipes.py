@@ -8,18 +8,19 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import cast
 
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from omegaconf import OmegaConf
-from torch.utils.data import Dataset
 from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel, set_seed
 
 from hf_latentgen.data import LevelsDataset, load_images, stream_levels
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.training.arguments import LatentTrainingArguments
-from hf_latentgen.training.trainer import ELBOTrainer
+from hf_latentgen.training.trainer import ELBOTrainer, complete_checkpoints
 
 DATASET_KEYS = ("name", "streaming")
+# Images of a stream among which the next one is drawn.
+SHUFFLE_BUFFER = 10_000
 
 
 @dataclass
@@ -98,7 +99,7 @@ def train_recipe(
         PermissionError: `output_dir` cannot be written.
     """
     output_dir = Path(output_dir or Path("runs", recipe.row))
-    last_checkpoint = last_complete_checkpoint(output_dir)
+    last_checkpoint = next(iter(complete_checkpoints(output_dir)), None)
     if resume and last_checkpoint is None:
         raise ValueError(f"cannot resume: {output_dir} holds no complete checkpoint (a folder checkpoint-<step>)")
     if not resume and last_checkpoint is not None:
@@ -107,12 +108,14 @@ def train_recipe(
     arguments = LatentTrainingArguments(output_dir=str(output_dir), **recipe.training)
     set_seed(arguments.seed)
     model, processor = _model_and_processor(recipe, checkpoint)
-    # Validation images stay in memory when the training images are streamed: they are few, and needed every epoch.
-    validation = load_images(recipe.dataset["name"], "validation", data_dir=data_dir)
+    # Validation images are kept in memory even when they come from a stream: they are few, and needed every epoch.
+    name, streaming = recipe.dataset["name"], recipe.dataset.get("streaming", False)
+    training = load_images(name, "train", data_dir=data_dir, streaming=streaming)
+    validation = load_images(name, "validation", data_dir=data_dir, streaming=streaming)
     trainer = ELBOTrainer(
         model,
         arguments,
-        train_dataset=_training_levels(recipe, processor, data_dir),
+        train_dataset=_training_levels(training, processor, arguments.seed),
         eval_dataset=LevelsDataset(validation, processor),
         processing_class=processor,
     )
@@ -122,15 +125,6 @@ def train_recipe(
         record = run_record(trainer, recipe, checkpoint)
         Path(output_dir, "run.json").write_text(json.dumps(record, indent=2) + "\n")
     return output_dir
-
-
-def last_complete_checkpoint(output_dir: Path) -> Path | None:
-    """The checkpoint of the highest step that was written to its end, or None.
-
-    `trainer_state.json` is the last file of a checkpoint that is written: a folder without it was cut off.
-    """
-    states = output_dir.glob("checkpoint-*/trainer_state.json")
-    return max((state.parent for state in states), key=lambda folder: int(folder.name.split("-")[1]), default=None)
 
 
 def run_record(trainer: ELBOTrainer, recipe: Recipe, checkpoint: str | None) -> dict:
@@ -176,11 +170,12 @@ def _model_and_processor(recipe: Recipe, checkpoint: str | None) -> tuple[PreTra
 
 
 def _training_levels(
-    recipe: Recipe, processor: LevelsImageProcessor, data_dir: str | None
-) -> Dataset | IterableDataset:
-    name, streaming = recipe.dataset["name"], recipe.dataset.get("streaming", False)
-    images = load_images(name, "train", data_dir=data_dir, streaming=streaming)
-    return stream_levels(images, processor) if isinstance(images, IterableDataset) else LevelsDataset(images, processor)
+    images: Dataset | IterableDataset, processor: LevelsImageProcessor, seed: int
+) -> LevelsDataset | IterableDataset:
+    """Levels of the training images: all in memory, or a stream that is shuffled through a buffer."""
+    if isinstance(images, Dataset):
+        return LevelsDataset(images, processor)
+    return stream_levels(images.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER), processor)
 
 
 def _make_writable(folder: Path) -> None:

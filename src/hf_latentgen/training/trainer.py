@@ -1,6 +1,7 @@
 """Trainers: what every family shares, and the one that optimises an evidence lower bound."""
 
 import contextlib
+import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_latentgen.data import collate_levels
 from hf_latentgen.models.bits import nats_to_bits_per_dim
@@ -24,6 +25,31 @@ NUM_RECONSTRUCTIONS = 32
 # With averaging, `model.safetensors` of a checkpoint holds the averaged weights: they are what `from_pretrained` loads.
 # The weights that training goes on from lie beside it.
 TRAINING_WEIGHTS = "training_weights.safetensors"
+
+
+def complete_checkpoints(output_dir: Path) -> list[Path]:
+    """The checkpoints in a folder that were written to their end, the newest first.
+
+    `trainer_state.json` is the last file of a checkpoint that is written: where it is missing or cut off, so is more.
+    """
+    states = [state for state in output_dir.glob("checkpoint-*/trainer_state.json") if _is_json(state)]
+    return sorted((state.parent for state in states), key=lambda folder: int(folder.name.split("-")[1]), reverse=True)
+
+
+def last_good_checkpoint(output_dir: Path) -> Path | None:
+    """The newest complete checkpoint whose weights are all finite, or None."""
+    for folder in complete_checkpoints(output_dir):
+        if all(weight.isfinite().all() for weight in load_file(folder / SAFE_WEIGHTS_NAME).values()):
+            return folder
+    return None
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except ValueError:
+        return False
+    return True
 
 
 class LatentTrainer(Trainer):
@@ -84,11 +110,10 @@ class LatentTrainer(Trainer):
         """
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
-            output_dir = str(self.args.output_dir)
-            checkpoint = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+            checkpoint = last_good_checkpoint(Path(str(self.args.output_dir)))
             raise FloatingPointError(
                 f"the loss became {loss.item()} at step {self.state.global_step + 1}; the last good checkpoint is "
-                f"{checkpoint or 'none: no checkpoint had been saved'}"
+                f"{checkpoint or 'none: no checkpoint with finite weights had been saved'}"
             )
         return loss
 

@@ -1,0 +1,53 @@
+import json
+import math
+
+import pytest
+import torch
+from transformers import HfArgumentParser
+
+from hf_latentgen import LatentTrainingArguments
+
+
+def test_defaults_that_differ_from_those_of_transformers(tmp_path):
+    arguments = LatentTrainingArguments(output_dir=str(tmp_path))
+    assert arguments.remove_unused_columns is False
+    assert arguments.label_names == []
+    assert arguments.logging_nan_inf_filter is False
+    assert arguments.metric_for_best_model == "bits_per_dim"
+    assert arguments.greater_is_better is False
+    assert arguments.use_cpu is not torch.accelerator.is_available()
+    assert arguments.ema_decay == arguments.kl_warmup_steps == 0
+    assert arguments.sample_epochs == []
+
+
+def test_lists_of_two_arguments_are_their_own(tmp_path):
+    first, second = (LatentTrainingArguments(output_dir=str(tmp_path)) for _ in range(2))
+    first.sample_epochs.append(1)
+    assert second.sample_epochs == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("kl_warmup_steps", -1, "at least 0"),
+        ("ema_decay", -0.1, r"in \[0, 1\)"),
+        ("ema_decay", 1.0, r"in \[0, 1\)"),
+        ("ema_decay", math.nan, r"in \[0, 1\)"),
+        ("sample_epochs", [0, -1], "at least 0"),
+    ],
+)
+def test_values_out_of_range_are_refused(tmp_path, field, value, allowed):
+    with pytest.raises(ValueError, match=f"{field} must be {allowed}.*, got") as refusal:
+        LatentTrainingArguments(output_dir=str(tmp_path), **{field: value})
+    assert str(refusal.value).endswith(f"got {value}")
+
+
+def test_limits_are_accepted(tmp_path):
+    LatentTrainingArguments(output_dir=str(tmp_path), kl_warmup_steps=0, ema_decay=0.9999, sample_epochs=[0])
+
+
+def test_parsed_from_words_and_written_as_json(tmp_path):
+    words = ["--output_dir", str(tmp_path), "--ema_decay", "0.9", "--sample_epochs", "0", "10", "--kl_warmup_steps", "7"]
+    (arguments,) = HfArgumentParser(LatentTrainingArguments).parse_args_into_dataclasses(words)
+    fields = json.loads(arguments.to_json_string())
+    assert (fields["ema_decay"], fields["sample_epochs"], fields["kl_warmup_steps"]) == (0.9, [0, 10], 7)
