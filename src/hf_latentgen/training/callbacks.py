@@ -38,8 +38,9 @@ class ImageGridCallback(TrainerCallback):
             self._draw(0, args, state, model)
 
     def on_epoch_end(self, args, state, control, model=None, **kwargs):
-        """Draws the grids of the epoch that has ended."""
-        self._draw(round(state.epoch), args, state, model)
+        """Draws the grids of the epoch that has ended; one that `max_steps` cuts short is none."""
+        if state.epoch == round(state.epoch):
+            self._draw(round(state.epoch), args, state, model)
 
     def _draw(self, epoch, args, state, model):
         if epoch not in self.epochs or not state.is_world_process_zero:

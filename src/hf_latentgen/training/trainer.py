@@ -27,6 +27,11 @@ NUM_RECONSTRUCTIONS = 32
 TRAINING_WEIGHTS = "training_weights.safetensors"
 
 
+def undisturbed_generator() -> contextlib.AbstractContextManager:
+    """Context after which torch's global generator is as before: iterating over a DataLoader draws a seed from it."""
+    return torch.random.fork_rng(devices=[])
+
+
 def complete_checkpoints(output_dir: Path) -> list[Path]:
     """The checkpoints in a folder that were written to their end, the newest first.
 
@@ -120,7 +125,7 @@ class LatentTrainer(Trainer):
     def evaluation_loop(self, *args, **kwargs):
         """Evaluates the averaged weights where there are, with a generator seeded anew each time."""
         self._evaluation_generator = torch.Generator().manual_seed(self.args.seed + self.args.process_index)
-        with self.evaluated_weights():
+        with undisturbed_generator(), self.evaluated_weights():
             return super().evaluation_loop(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -205,7 +210,8 @@ class ELBOTrainer(LatentTrainer):
         super().__init__(model, args, compute_metrics=self._evidence_metrics, **kwargs)
         self._config = model.config
         if args.sample_epochs and self.eval_dataset is not None:
-            images = next(iter(self.get_eval_dataloader()))["pixel_values"][:NUM_RECONSTRUCTIONS]
+            with undisturbed_generator():
+                images = next(iter(self.get_eval_dataloader()))["pixel_values"][:NUM_RECONSTRUCTIONS]
             self.add_callback(ImageGridCallback(args.sample_epochs, images, self.evaluated_weights))
 
     @property
