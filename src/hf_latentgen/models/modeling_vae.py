@@ -18,8 +18,9 @@ from .distributions import CategoricalPixels, DiagonalGaussian, standard_normal,
 from .networks import DECODERS, ENCODERS, LadderPosterior, ResidualBlock
 
 ESTIMATORS = ("importance", "prior")
-# Decoded images held at once while estimating a likelihood: bounds the memory, whatever the number of samples.
-IMAGES_PER_PASS = 512
+# Decoded images held at once while estimating a likelihood: bounds the memory, whatever the number of samples, and what
+# the caches of a processor hold.
+IMAGES_PER_PASS = 128
 
 
 @dataclass
