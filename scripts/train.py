@@ -8,6 +8,8 @@ To start from a published model, on the images of a folder or of a data set on t
 import argparse
 import sys
 
+from huggingface_hub.errors import StrictDataclassError
+
 from hf_latentgen.training.recipes import load_recipe, train_recipe
 
 
@@ -27,7 +29,7 @@ def main() -> None:
         folder = train_recipe(
             recipe, arguments.output_dir, arguments.data_dir, arguments.checkpoint, resume=arguments.resume
         )
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, StrictDataclassError) as error:
         sys.exit(f"error: {error}")
     print(f"trained model, image processor and run.json: {folder}")
 

@@ -47,7 +47,17 @@ def test_limits_are_accepted(tmp_path):
 
 
 def test_parsed_from_words_and_written_as_json(tmp_path):
-    words = ["--output_dir", str(tmp_path), "--ema_decay", "0.9", "--sample_epochs", "0", "10", "--kl_warmup_steps", "7"]
+    words = [
+        "--output_dir",
+        str(tmp_path),
+        "--ema_decay",
+        "0.9",
+        "--sample_epochs",
+        "0",
+        "10",
+        "--kl_warmup_steps",
+        "7",
+    ]
     (arguments,) = HfArgumentParser(LatentTrainingArguments).parse_args_into_dataclasses(words)
     fields = json.loads(arguments.to_json_string())
     assert (fields["ema_decay"], fields["sample_epochs"], fields["kl_warmup_steps"]) == (0.9, [0, 10], 7)

@@ -17,7 +17,9 @@ def pictures(tmp_path):
 def test_grids_of_the_chosen_epochs(make_trainer, pictures):
     make_trainer(num_train_epochs=3, sample_epochs=[0, 2]).train()
     found = pictures()
-    assert list(found) == [f"{name}_epoch_{epoch}.png" for name in ("reconstructions", "samples") for epoch in ("000", "002")]
+    assert list(found) == [
+        f"{name}_epoch_{epoch}.png" for name in ("reconstructions", "samples") for epoch in ("000", "002")
+    ]
     assert found["samples_epoch_000.png"].ndim == 2
     assert len(np.unique(found["samples_epoch_000.png"])) > 10
     assert not np.array_equal(found["reconstructions_epoch_000.png"], found["reconstructions_epoch_002.png"])
@@ -43,7 +45,9 @@ def test_grids_show_the_averaged_weights(make_trainer, pictures, tmp_path):
     trainer = make_trainer(num_train_epochs=2, sample_epochs=[2], ema_decay=0.999, learning_rate=0.1)
     trainer.train()
     drawn = pictures()["samples_epoch_002.png"]
-    callback = next(entry for entry in trainer.callback_handler.callbacks if type(entry).__name__ == "ImageGridCallback")
+    callback = next(
+        entry for entry in trainer.callback_handler.callbacks if type(entry).__name__ == "ImageGridCallback"
+    )
     callback._draw(2, trainer.args, trainer.state, trainer.model)
     np.testing.assert_array_equal(pictures()["samples_epoch_002.png"], drawn)
     trainer._ema = None
@@ -58,7 +62,9 @@ def test_drawing_leaves_mode_weights_and_generators_alone(make_trainer, pictures
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     state = torch.get_rng_state()
     trainer.state.is_world_process_zero = True
-    callback = next(entry for entry in trainer.callback_handler.callbacks if type(entry).__name__ == "ImageGridCallback")
+    callback = next(
+        entry for entry in trainer.callback_handler.callbacks if type(entry).__name__ == "ImageGridCallback"
+    )
     callback._draw(1, trainer.args, trainer.state, model)
     assert len(pictures()) == 2
     assert model.training is training
@@ -69,6 +75,8 @@ def test_drawing_leaves_mode_weights_and_generators_alone(make_trainer, pictures
 def test_one_process_draws(make_trainer, tmp_path):
     trainer = make_trainer(sample_epochs=[1])
     trainer.state.is_world_process_zero = False
-    callback = next(entry for entry in trainer.callback_handler.callbacks if type(entry).__name__ == "ImageGridCallback")
+    callback = next(
+        entry for entry in trainer.callback_handler.callbacks if type(entry).__name__ == "ImageGridCallback"
+    )
     callback._draw(1, trainer.args, trainer.state, trainer.model)
     assert not (tmp_path / "run" / "samples").exists()

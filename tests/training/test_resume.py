@@ -18,15 +18,16 @@ RECIPE = """
 dataset: {name: digits}
 model: {architecture: mlp, image_size: 8, latent_dim: 2, hidden_channels: [16]}
 training:
-  max_steps: 120
-  # 11 steps an epoch; a checkpoint after 5, 10, ... steps lies within one, that after 55 at its end.
+  # 11 steps an epoch.
+  max_steps: 60
   per_device_train_batch_size: 128
   per_device_eval_batch_size: 200
   learning_rate: 0.01
   lr_scheduler_type: cosine
-  kl_warmup_steps: 100
+  kl_warmup_steps: 50
   ema_decay: 0.9
-  eval_strategy: epoch
+  eval_strategy: steps
+  eval_steps: 10
   save_strategy: steps
   save_steps: 5
   logging_steps: 1
@@ -74,8 +75,8 @@ def steps_of(history):
 @pytest.mark.parametrize(
     ("step", "extra"),
     [
-        (4, {"ema_decay": 0.8, "eval_strategy": "epoch"}),
-        (3, {"ema_decay": 0.8, "eval_strategy": "steps", "eval_steps": 2}),
+        (4, {"save_strategy": "epoch", "eval_strategy": "epoch", "ema_decay": 0.8}),
+        (3, {"eval_strategy": "steps", "eval_steps": 2, "ema_decay": 0.8}),
         (3, {"sample_epochs": [0, 1]}),
         (3, {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}),
     ],
@@ -89,7 +90,9 @@ def test_resumed_training_is_bit_identical(make_trainer, tmp_path, step, extra):
     straight.save_model()
     torch.manual_seed(12345)
     resumed = make_trainer("resumed", **common)
-    checkpoint = shutil.copytree(tmp_path / "straight" / f"checkpoint-{step}", tmp_path / "resumed" / f"checkpoint-{step}")
+    checkpoint = shutil.copytree(
+        tmp_path / "straight" / f"checkpoint-{step}", tmp_path / "resumed" / f"checkpoint-{step}"
+    )
     resumed.train(resume_from_checkpoint=str(checkpoint))
     resumed.save_model()
     assert resumed.state.global_step == straight.state.global_step == 8
@@ -126,7 +129,11 @@ def test_complete_checkpoints_are_those_written_to_their_end(tmp_path):
         folder.mkdir()
         if text is not None:
             (folder / "trainer_state.json").write_text(text)
-    assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-9", "checkpoint-2"]
+    assert [folder.name for folder in complete_checkpoints(tmp_path)] == [
+        "checkpoint-10",
+        "checkpoint-9",
+        "checkpoint-2",
+    ]
 
 
 def test_killed_training_resumes_bit_identically(tmp_path, repository, monkeypatch, capsys):
@@ -137,30 +144,32 @@ def test_killed_training_resumes_bit_identically(tmp_path, repository, monkeypat
     command = [sys.executable, script, str(config), "--output_dir", str(killed)]
     with (tmp_path / "output.txt").open("w") as output:
         child = subprocess.Popen(command, stdout=output, stderr=output, cwd=tmp_path)
-        while not (killed / "checkpoint-15" / "trainer_state.json").is_file() and child.poll() is None:
+        while not (killed / "checkpoint-10" / "trainer_state.json").is_file() and child.poll() is None:
             time.sleep(0.005)
         child.send_signal(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL, (tmp_path / "output.txt").read_text()
     assert not (killed / "run.json").exists()
     last = complete_checkpoints(killed)[0]
-    assert 15 <= int(last.name.split("-")[1]) < 120
+    assert 10 <= int(last.name.split("-")[1]) < 60
     # What a kill in the middle of writing the next checkpoints leaves.
-    for name in ("checkpoint-118", "checkpoint-119"):
+    for name in ("checkpoint-58", "checkpoint-59"):
         shutil.copytree(last, killed / name)
         os.truncate(killed / name / "optimizer.pt", 100)
-    (killed / "checkpoint-118" / "trainer_state.json").unlink()
-    os.truncate(killed / "checkpoint-119" / "trainer_state.json", 100)
+    (killed / "checkpoint-58" / "trainer_state.json").unlink()
+    os.truncate(killed / "checkpoint-59" / "trainer_state.json", 100)
 
     monkeypatch.setattr(sys, "argv", [script, str(config), "--output_dir", str(killed), "--resume"])
     runpy.run_path(script, run_name="__main__")
     assert str(killed) in capsys.readouterr().out
     train_recipe(load_recipe(config), straight)
 
-    assert_same_checkpoint(killed / "checkpoint-120", straight / "checkpoint-120")
+    assert_same_checkpoint(killed / "checkpoint-60", straight / "checkpoint-60")
     assert_same_state(load_file(killed / "model.safetensors"), load_file(straight / "model.safetensors"))
-    histories = [json.loads((folder / "checkpoint-120" / "trainer_state.json").read_text()) for folder in (killed, straight)]
+    histories = [
+        json.loads((folder / "checkpoint-60" / "trainer_state.json").read_text()) for folder in (killed, straight)
+    ]
     assert steps_of(histories[0]["log_history"]) == steps_of(histories[1]["log_history"])
-    assert len(steps_of(histories[0]["log_history"])) > 120
+    assert len(steps_of(histories[0]["log_history"])) > 60
     records = [json.loads((folder / "run.json").read_text()) for folder in (killed, straight)]
     assert [entry["eval_bits_per_dim"] for entry in records[0]["history"]] == [
         entry["eval_bits_per_dim"] for entry in records[1]["history"]

@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -228,7 +229,10 @@ def test_accumulated_gradients_are_those_of_the_large_batch(make_trainer, traini
 
 def test_non_finite_loss_stops_and_names_the_step_and_the_last_good_checkpoint(make_trainer, tmp_path):
     trainer = make_trainer(
-        callbacks=[AtStep(lambda model: fill(model, math.nan), before=3)], max_steps=9, save_strategy="steps", save_steps=1
+        callbacks=[AtStep(lambda model: fill(model, math.nan), before=3)],
+        max_steps=9,
+        save_strategy="steps",
+        save_steps=1,
     )
     with pytest.raises(FloatingPointError, match=r"the loss became nan at step 3;.*run/checkpoint-2$"):
         trainer.train()
@@ -239,7 +243,9 @@ def test_checkpoints_that_were_cut_off_or_hold_nan_are_not_called_good(make_trai
 
     def spoil(model):
         weights = load_file(run / "checkpoint-2" / "model.safetensors")
-        save_file({name: weight * math.nan for name, weight in weights.items()}, run / "checkpoint-2" / "model.safetensors")
+        save_file(
+            {name: weight * math.nan for name, weight in weights.items()}, run / "checkpoint-2" / "model.safetensors"
+        )
         (run / "checkpoint-3" / "trainer_state.json").unlink()
         fill(model, math.nan)
 
@@ -250,7 +256,9 @@ def test_checkpoints_that_were_cut_off_or_hold_nan_are_not_called_good(make_trai
 
 def test_non_finite_loss_before_any_checkpoint(make_trainer):
     trainer = make_trainer(callbacks=[AtStep(lambda model: fill(model, math.nan), before=1)], max_steps=2)
-    with pytest.raises(FloatingPointError, match="at step 1; the last good checkpoint is none: no checkpoint with finite"):
+    with pytest.raises(
+        FloatingPointError, match="at step 1; the last good checkpoint is none: no checkpoint with finite"
+    ):
         trainer.train()
 
 
@@ -272,7 +280,8 @@ def test_elapsed_seconds_are_logged_while_training(make_trainer, training_logs):
     assert 0 <= times[-1] < 60
 
 
-def test_averaging_is_refused_under_fsdp(make_trainer, monkeypatch):
+@pytest.mark.parametrize(("field", "value"), [("ema_decay", 0.9), ("sample_epochs", [0, 1])])
+def test_what_needs_whole_weights_is_refused_under_fsdp(make_trainer, monkeypatch, field, value):
     create = ELBOTrainer.create_accelerator_and_postprocess
 
     def create_with_fsdp(self):
@@ -280,8 +289,8 @@ def test_averaging_is_refused_under_fsdp(make_trainer, monkeypatch):
         self.is_fsdp_enabled = True
 
     monkeypatch.setattr(ELBOTrainer, "create_accelerator_and_postprocess", create_with_fsdp)
-    with pytest.raises(ValueError, match=r"ema_decay must be 0 under FSDP.*got 0\.9"):
-        make_trainer(ema_decay=0.9)
+    with pytest.raises(ValueError, match=rf"{field} must be .* under FSDP.*got {re.escape(str(value))}"):
+        make_trainer(**{field: value})
 
 
 def test_channels_last_changes_the_layout_and_not_the_scores(make_trainer):

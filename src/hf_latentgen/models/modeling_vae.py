@@ -15,7 +15,7 @@ from transformers.utils.generic import can_return_tuple
 from .bits import nats_to_bits_per_dim
 from .configuration_vae import VAEConfig
 from .distributions import CategoricalPixels, DiagonalGaussian, standard_normal, standard_normal_log_prob
-from .networks import DECODERS, ENCODERS, LadderPosterior, ResidualBlock
+from .networks import DECODERS, ENCODERS, ZeroConv2d
 
 ESTIMATORS = ("importance", "prior")
 # Decoded images held at once while estimating a likelihood: bounds the memory, whatever the number of samples, and what
@@ -65,15 +65,16 @@ class VAEModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        # transformers passes over a module without parameters of its own, so that a block cannot zero its last layer.
+        if isinstance(module, ZeroConv2d):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             # PyTorch's own initialisation, with which the course network was trained.
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
                 bound = 1 / math.sqrt(module.weight.shape[1] * module.weight[0, 0].numel())
                 init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, ResidualBlock | LadderPosterior):
-            for parameter in module.last.parameters():
-                init.zeros_(parameter)
 
     @can_return_tuple
     def forward(

@@ -35,6 +35,10 @@ class ConvBlock(GradientCheckpointingLayer):
         return F.gelu(self.conv(hidden_states))
 
 
+class ZeroConv2d(nn.Conv2d):
+    """A convolution whose weight and bias start at zero."""
+
+
 class ResidualBlock(GradientCheckpointingLayer):
     """Adds two 3x3 convolutions of GELU-activated input; starts as the identity, the last convolution being zero.
 
@@ -44,7 +48,7 @@ class ResidualBlock(GradientCheckpointingLayer):
     def __init__(self, channels: int, extra_channels: int = 0):
         super().__init__()
         self.first = nn.Conv2d(channels + extra_channels, channels, 3, padding=1)
-        self.last = nn.Conv2d(channels, channels, 3, padding=1)
+        self.last = ZeroConv2d(channels, channels, 3, padding=1)
 
     def forward(self, hidden_states: Tensor, extra: Tensor | None = None) -> Tensor:
         """[B, channels, H, W] (and [B, extra_channels, H, W]) -> [B, channels, H, W]."""
@@ -209,7 +213,7 @@ class LadderPosterior(GradientCheckpointingLayer):
     def __init__(self, channels: int, latent_channels: int):
         super().__init__()
         self.first = nn.Conv2d(2 * channels, channels, 3, padding=1)
-        self.last = nn.Conv2d(channels, 2 * latent_channels, 1)
+        self.last = ZeroConv2d(channels, 2 * latent_channels, 1)
 
     def forward(self, features: Tensor, state: Tensor) -> Tensor:
         """[B, channels, S, S] twice -> [B, 2 * latent_channels * S * S]."""

@@ -11,6 +11,7 @@ from typing import cast
 from datasets import Dataset, IterableDataset
 from omegaconf import OmegaConf
 from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel, set_seed
+from yaml import YAMLError
 
 from hf_latentgen.data import LevelsDataset, load_images, stream_levels
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
@@ -54,7 +55,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a key is unknown (names the nearest one) or an override is malformed.
+        ValueError: a key is unknown (names the nearest one), or the file or an override is malformed.
     """
     path = Path(path)
     if not path.is_file():
@@ -62,14 +63,19 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     for override in overrides or []:
         if "=" not in override:
             raise ValueError(f"an override must have the form section.key=value, got {override!r}")
-    merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides or []))
-    given = cast(dict, OmegaConf.to_container(merged, resolve=True))
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides or []))
+        given = cast(dict, OmegaConf.to_container(merged, resolve=True))
+    except (YAMLError, OmegaConfBaseException, OSError, TypeError) as error:
+        raise ValueError(f"{path} with {overrides or 'no overrides'} is no mapping of sections: {error}") from error
     _check_keys("", given, ("dataset", "model", "training", "reference"))
     sections = {"dataset": {"name": "digits"}, "model": {}, "training": {}, "reference": [], **given}
+    for name, section in sections.items():
+        kind = list if name == "reference" else dict
+        if not isinstance(section, kind):
+            raise ValueError(f"{name} in {path} must be a {kind.__name__}, got {section!r}")
     model_type = sections["model"].setdefault("model_type", "latentgen_vae")
-    if not model_type.startswith("latentgen") or model_type not in CONFIG_MAPPING:
-        allowed = [name for name in CONFIG_MAPPING if name.startswith("latentgen")]
-        raise ValueError(f"model.model_type must be one of {allowed}, got {model_type!r}")
+    _check_model_type("model.model_type", model_type)
     config_class = CONFIG_MAPPING[model_type]
     _check_keys("dataset.", sections["dataset"], DATASET_KEYS)
     _check_keys("model.", sections["model"], ["model_type", *(field.name for field in fields(config_class))])
@@ -95,7 +101,7 @@ def train_recipe(
 
     Raises:
         ValueError: checkpoints are missing for `resume`, or there without it, or the model section is overridden
-            although the model comes from a checkpoint.
+            although the model comes from a checkpoint, or the checkpoint cannot be loaded.
         PermissionError: `output_dir` cannot be written.
     """
     output_dir = Path(output_dir or Path("runs", recipe.row))
@@ -104,7 +110,6 @@ def train_recipe(
         raise ValueError(f"cannot resume: {output_dir} holds no complete checkpoint (a folder checkpoint-<step>)")
     if not resume and last_checkpoint is not None:
         raise ValueError(f"{output_dir} holds {last_checkpoint.name} already: resume it, or name another output folder")
-    _make_writable(output_dir)
     arguments = LatentTrainingArguments(output_dir=str(output_dir), **recipe.training)
     set_seed(arguments.seed)
     model, processor = _model_and_processor(recipe, checkpoint)
@@ -157,9 +162,12 @@ def _model_and_processor(recipe: Recipe, checkpoint: str | None) -> tuple[PreTra
         overridden = [override for override in recipe.overrides if override.startswith("model.")]
         if overridden:
             raise ValueError(f"the model comes from {checkpoint}: its fields cannot be overridden, got {overridden}")
-        return AutoModel.from_pretrained(checkpoint, use_safetensors=True), AutoImageProcessor.from_pretrained(
-            checkpoint
-        )
+        try:
+            _check_model_type(f"the model type of {checkpoint}", AutoConfig.from_pretrained(checkpoint).model_type)
+            model = AutoModel.from_pretrained(checkpoint, use_safetensors=True)
+            return model, AutoImageProcessor.from_pretrained(checkpoint)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"cannot load a model from {checkpoint}: {error}") from error
     config = AutoConfig.for_model(**recipe.model)
     processor = LevelsImageProcessor(
         size={"height": config.image_size, "width": config.image_size},
@@ -184,9 +192,17 @@ def _make_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()
-        probe.unlink()
+        # Another process of the same training may have been faster.
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise PermissionError(f"the output folder {folder} is not writable: {error}") from error
+
+
+def _check_model_type(field: str, model_type: str) -> None:
+    """Raises `ValueError` unless a model type is one of this package."""
+    allowed = [name for name in CONFIG_MAPPING if name.startswith("latentgen")]
+    if model_type not in allowed:
+        raise ValueError(f"{field} must be one of {allowed}, got {model_type!r}")
 
 
 def _check_keys(section: str, given: dict, allowed: Iterable[str]) -> None:

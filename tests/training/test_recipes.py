@@ -1,0 +1,300 @@
+import json
+import math
+import os
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel
+
+from hf_latentgen import LevelsDataset, load_images
+from hf_latentgen.data import dataset_from_arrays
+from hf_latentgen.training.recipes import load_recipe, train_recipe
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+TINY = """
+dataset: {name: digits}
+model: {architecture: mlp, image_size: 8, latent_dim: 2, hidden_channels: [8]}
+training:
+  max_steps: 2
+  per_device_train_batch_size: 32
+  per_device_eval_batch_size: 200
+  logging_steps: 1
+  save_strategy: "no"
+reference:
+  - {name: someone, metric: bits_per_dim, value: 1.5, source: somewhere}
+"""
+
+
+@pytest.fixture(autouse=True)
+def nothing_outside(tmp_path, monkeypatch):
+    """No data folder of the machine, and a cache of the test's own."""
+    monkeypatch.delenv("HF_LATENTGEN_DATA", raising=False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """The file of a recipe that trains two steps."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    """A folder with 40 made images of 28x28 under the file names of each named data set."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 28, 28), dtype=np.uint8)
+    labels = (np.arange(40) % 10).astype(np.uint8)
+    for name in ("mnist", "fashion_mnist", "binarized_mnist"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    for name in ("mnist", "fashion_mnist"):
+        for split in ("train", "t10k"):
+            for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+                header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+                (tmp_path / "data" / name / f"{split}-{kind}-ubyte").write_bytes(header + array.tobytes())
+    lines = "".join(" ".join(map(str, row)) + "\n" for row in (images.reshape(40, -1) > 127).astype(int))
+    for split in ("train", "valid", "test"):
+        (tmp_path / "data" / "binarized_mnist" / f"binarized_mnist_{split}.amat").write_text(lines)
+    return tmp_path / "data"
+
+
+def score(folder, split="validation", **where):
+    """Bits per dimension of a saved model on the first images of a split, with seeded posterior samples."""
+    model, processor = AutoModel.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+    name = json.loads((folder / "run.json").read_text())["dataset"]["name"]
+    levels = LevelsDataset(load_images(name, split, **where), processor).levels[:4]
+    return model.bits_per_dim(levels, generator=torch.Generator().manual_seed(0)).mean().item()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_every_recipe_trains_saves_loads_and_scores_the_same(path, data_dir, tmp_path):
+    words = ["max_steps=2", "per_device_train_batch_size=4", "per_device_eval_batch_size=4", "logging_steps=1"]
+    words += ["eval_strategy=steps", "eval_steps=2", "save_strategy=steps", "save_steps=2", "warmup_steps=0"]
+    words += ["bf16=false", "disable_tqdm=true", "seed=3"]
+    recipe = load_recipe(path, [f"training.{word}" for word in words])
+    if recipe.dataset["name"] == "digits":
+        # All 200 validation images cost nothing at this size.
+        recipe.training["per_device_eval_batch_size"] = 200
+    folder = train_recipe(recipe, tmp_path / "run", data_dir=str(data_dir))
+    run = json.loads((folder / "run.json").read_text())
+    (evaluation,) = run["history"]
+    assert run["row"] == path.stem
+    assert evaluation["step"] == 2
+    # Untrained networks give every level about the same probability.
+    assert evaluation["eval_bits_per_dim"] == pytest.approx(math.log2(recipe.model["num_levels"]), abs=0.3)
+    name, batch = recipe.dataset["name"], recipe.training["per_device_eval_batch_size"]
+    model, processor = AutoModel.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+    generator = torch.Generator().manual_seed(3)
+    levels = LevelsDataset(load_images(name, "validation", data_dir=data_dir), processor).levels
+    scores = torch.cat([model.bits_per_dim(images, generator=generator) for images in levels.split(batch)])
+    assert scores.mean().item() == pytest.approx(evaluation["eval_bits_per_dim"], rel=1e-5)
+    assert model.config.latent_dim == recipe.model["latent_dim"]
+    assert processor.num_levels == recipe.model["num_levels"]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_every_recipe_names_a_seed_and_draws_pictures_before_and_after(path):
+    training = load_recipe(path).training
+    assert isinstance(training["seed"], int)
+    assert training["sample_epochs"][0] == 0
+    assert training["sample_epochs"][-1] == training["num_train_epochs"]
+    for reference in load_recipe(path).reference:
+        assert reference.keys() == {"name", "metric", "value", "source"}
+
+
+def test_a_recipe_says_what_it_does_not_mention(tmp_path):
+    path = tmp_path / "empty.yaml"
+    path.write_text("training: {max_steps: 1}\n")
+    recipe = load_recipe(path)
+    assert recipe.row == "empty"
+    assert recipe.dataset == {"name": "digits"}
+    assert recipe.model == {"model_type": "latentgen_vae"}
+    assert recipe.reference == []
+
+
+def test_overrides_replace_values_and_keep_the_rest(tiny):
+    recipe = load_recipe(tiny, ["training.learning_rate=1e-4", "model.hidden_channels=[4,4]", "dataset.name=mnist"])
+    assert recipe.training["learning_rate"] == 1e-4
+    assert recipe.training["max_steps"] == 2
+    assert recipe.model["hidden_channels"] == [4, 4]
+    assert recipe.dataset["name"] == "mnist"
+    assert recipe.overrides == ["training.learning_rate=1e-4", "model.hidden_channels=[4,4]", "dataset.name=mnist"]
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("trainings.seed=1", "unknown key trainings; the nearest valid key is training"),
+        ("dataset.nam=mnist", "unknown key dataset.nam; the nearest valid key is dataset.name"),
+        ("model.latent_dims=3", "unknown key model.latent_dims; the nearest valid key is model.latent_dim"),
+        (
+            "training.learning_rat=3",
+            "unknown key training.learning_rat; the nearest valid key is training.learning_rate",
+        ),
+        ("training.emadecay=0.9", "unknown key training.emadecay; the nearest valid key is training.ema_decay"),
+        ("training.seed", "an override must have the form section.key=value, got 'training.seed'"),
+        ("model.model_type=latentgen_vea", r"model.model_type must be one of \['latentgen_vae'.*, got 'latentgen_vea'"),
+        ("model.model_type=bert", r"model.model_type must be one of \['latentgen_vae'.*, got 'bert'"),
+        ("training=3", "training in .* must be a dict, got 3"),
+        ("reference=3", "reference in .* must be a list, got 3"),
+        ("seed=3", "unknown key seed; the nearest valid key is"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_named(tiny, override, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        load_recipe(tiny, [override])
+
+
+def test_a_file_that_is_no_recipe_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no recipe at .*missing.yaml"):
+        load_recipe(tmp_path / "missing.yaml")
+    for text in ("- a list\n", "training: [\n", "a word\n", "training: ${missing}\n"):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(ValueError, match="bad.yaml with no overrides is no mapping of sections"):
+            load_recipe(tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("model.latent_dim=0", "latent_dim must be at least 1, got 0"),
+        ("model.architecture=cnn", "architecture must be one of"),
+        ("training.ema_decay=1.5", "ema_decay must be in"),
+        ("dataset.name=nothing", "name_or_path must be digits"),
+        ("dataset.name=mnist", "mnist was looked for as train-images-idx3-ubyte"),
+    ],
+)
+def test_bad_values_leave_nothing_behind(tiny, tmp_path, override, complaint):
+    with pytest.raises((ValueError, FileNotFoundError, StrictDataclassError), match=complaint):
+        train_recipe(load_recipe(tiny, [override]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_record(tiny, tmp_path):
+    overrides = ["training.eval_strategy=steps", "training.eval_steps=1", "dataset.name=digits"]
+    folder = train_recipe(load_recipe(tiny, overrides), tmp_path / "run")
+    run = json.loads((folder / "run.json").read_text())
+    assert run["row"] == "tiny"
+    assert run["config"] == str(tiny)
+    assert run["overrides"] == overrides
+    assert run["train_command"] == f"python scripts/train.py {tiny} {' '.join(overrides)}"
+    assert run["seed"] == 42
+    assert 0 <= run["train_seconds"] < 60
+    assert "CPU thread" in run["hardware"] or " x " in run["hardware"]
+    assert {"python", "torch", "transformers", "hf-latentgen"} <= run["versions"].keys()
+    assert run["git_commit"]
+    assert run["dataset"] == {"name": "digits"}
+    assert run["training"]["max_steps"] == 2
+    assert run["num_parameters"] == sum(weight.numel() for weight in load_file(folder / "model.safetensors").values())
+    assert run["reference"][0]["value"] == 1.5
+    assert [entry["step"] for entry in run["history"]] == [1, 2]
+    assert all(entry["eval_distortion"] > 0 for entry in run["history"])
+
+
+def test_two_runs_of_a_recipe_give_the_same_weights(tiny, tmp_path):
+    first, second = (train_recipe(load_recipe(tiny), tmp_path / name) for name in ("first", "second"))
+    third = train_recipe(load_recipe(tiny, ["training.seed=43"]), tmp_path / "third")
+    weights = [load_file(folder / "model.safetensors") for folder in (first, second, third)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not any(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+
+
+def test_resume_and_fresh_run_ask_for_the_right_folder(tiny, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(ValueError, match="cannot resume: .*run holds no complete checkpoint"):
+        train_recipe(load_recipe(tiny), run, resume=True)
+    assert not run.exists()
+    (run / "checkpoint-5").mkdir(parents=True)
+    with pytest.raises(ValueError, match="cannot resume: .*run holds no complete checkpoint"):
+        train_recipe(load_recipe(tiny), run, resume=True)
+    (run / "checkpoint-5" / "trainer_state.json").write_text("{}")
+    with pytest.raises(ValueError, match="run holds checkpoint-5 already: resume it, or name another output folder"):
+        train_recipe(load_recipe(tiny), run)
+    assert [path.name for path in run.rglob("*")] == ["checkpoint-5", "trainer_state.json"]
+
+
+@pytest.mark.parametrize("inside", ["", "deeper"])
+def test_an_output_folder_that_cannot_be_written_is_refused(tiny, tmp_path, inside):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(PermissionError, match="the output folder .*file.* is not writable"):
+        train_recipe(load_recipe(tiny), tmp_path / "file" / inside)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_saved_model_goes_on_with_the_images_of_a_folder(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
+    for split, images in (("train", pixels[:16]), ("validation", pixels[16:20]), ("test", pixels[20:])):
+        for index, image in enumerate(images):
+            folder = tmp_path / "images" / split / f"class_{index % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{index}.png")
+    config = tmp_path / "colour.yaml"
+    config.write_text(
+        f"dataset: {{name: {tmp_path / 'images'}}}\n"
+        "model: {architecture: course, image_size: 32, num_channels: 3, num_levels: 256, latent_dim: 4, "
+        "hidden_channels: [4, 4, 4]}\n"
+        "training: {max_steps: 2, per_device_train_batch_size: 8, save_strategy: 'no', disable_tqdm: true}\n"
+    )
+    first = train_recipe(load_recipe(config), tmp_path / "first")
+    assert score(first) == pytest.approx(8, abs=0.2)
+    before = load_file(first / "model.safetensors")
+
+    small_steps = load_recipe(config, ["training.learning_rate=0.0"])
+    second = train_recipe(small_steps, tmp_path / "second", checkpoint=str(first))
+    after = load_file(second / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert score(second) == score(first)
+    run = json.loads((second / "run.json").read_text())
+    assert run["train_command"].endswith(f"training.learning_rate=0.0 --from {first}")
+    processor = AutoImageProcessor.from_pretrained(second)
+    assert (processor.num_channels, processor.num_levels) == (3, 256)
+
+    overridden = load_recipe(config, ["model.latent_dim=8"])
+    with pytest.raises(ValueError, match=r"its fields cannot be overridden, got \['model.latent_dim=8'\]"):
+        train_recipe(overridden, tmp_path / "third", checkpoint=str(first))
+    os.truncate(second / "model.safetensors", 1000)
+    with pytest.raises(ValueError, match="cannot load a model from .*second"):
+        train_recipe(load_recipe(config), tmp_path / "third", checkpoint=str(second))
+    (second / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="cannot load a model from .*second: .*no file named model.safetensors"):
+        train_recipe(load_recipe(config), tmp_path / "third", checkpoint=str(second))
+    (second / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match=r"the model type of .*second must be one of \['latentgen_vae'.*, got 'bert'"):
+        train_recipe(load_recipe(config), tmp_path / "third", checkpoint=str(second))
+    assert not (tmp_path / "third").exists()
+
+
+def test_a_stream_of_parquet_shards(tiny, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (96, 8, 8), dtype=np.uint8)
+    (tmp_path / "shards").mkdir()
+    for split in ("train", "validation"):
+        dataset = dataset_from_arrays(images, np.arange(96) % 10, split=split)
+        for index in range(2):
+            shard = dataset.shard(2, index, contiguous=True)
+            shard.to_parquet(tmp_path / "shards" / f"{split}-{index:05d}-of-00002.parquet")
+    words = [f"dataset.name={tmp_path / 'shards'}", "dataset.streaming=true", "training.eval_strategy=steps"]
+    folder = train_recipe(
+        load_recipe(tiny, [*words, "training.max_steps=4", "training.eval_steps=4"]), tmp_path / "run"
+    )
+    run = json.loads((folder / "run.json").read_text())
+    assert run["dataset"]["streaming"] is True
+    assert [entry["step"] for entry in run["history"]] == [4]
+    assert score(folder) == pytest.approx(4, abs=0.3)
+
+
+def test_tensorboard_shows_the_parts(tiny, tmp_path, monkeypatch):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    words = ["training.report_to=tensorboard", "training.eval_strategy=steps", "training.eval_steps=1"]
+    train_recipe(load_recipe(tiny, words), tmp_path / "run")
+    events = event_accumulator.EventAccumulator(str(tmp_path / "events")).Reload()
+    scalars = set(events.Tags()["scalars"])
+    for part in ("loss", "distortion", "rate", "bits_per_dim", "beta"):
+        assert {f"train/{part}", f"eval/{part}"} <= scalars
+    assert [event.step for event in events.Scalars("train/bits_per_dim")] == [1, 2]
