@@ -16,7 +16,7 @@ help:
 	@echo "make test       run the tests (no network; ARGS=\"-k vae\" is passed to pytest)"
 	@echo "make lint       ruff check, ruff format --check, pyright"
 	@echo "make cards      render model_cards/ and the README's table from the results.json files"
-	@echo "make benchmark  measure speed and memory against peers; prints tables, writes JSON"
+	@echo "make benchmark  measure speed; prints tables, writes JSON"
 	@echo
 	@echo "Each of them first makes .venv if it is missing or older than pyproject.toml and constraints.txt."
 	@echo "Another interpreter: make test PYTHON=python3.12. Other versions: make test CONSTRAINTS=my-constraints.txt."
@@ -47,11 +47,5 @@ lint: $(READY)
 cards: $(READY)
 	@$(BIN)/python scripts/cards.py
 
-# Peers are an extra, because only the benchmarks want them.
-$(VENV)/.ready-benchmark: $(READY)
-	@echo "Installing the peers that are compared"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[benchmark]"
-	@touch $@
-
-benchmark: $(VENV)/.ready-benchmark
+benchmark: $(READY)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done

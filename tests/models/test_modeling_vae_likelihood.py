@@ -24,9 +24,14 @@ MODELS = {
 def model(request):
     torch.manual_seed(5)
     model = VAEModel(VAEConfig(image_size=2, num_levels=NUM_LEVELS, **MODELS[request.param])).eval()
-    # A decoder that listens to its latents, and a posterior that is wrong, yet covers the true one.
-    perturb(model.encoder, 0.15)
-    perturb(model.decoder, 0.7)
+    # A decoder that listens to its latents.
+    perturb(model, 0.5)
+    to_posterior = model.encoder.to_posterior
+    layers = [to_posterior] if request.param == "plane" else [to_posterior[0], to_posterior[1].last]
+    for layer in layers:
+        # A wrong posterior that depends on the image, yet as wide as the prior, so that it covers the true one.
+        torch.nn.init.normal_(layer.weight, std=0.03)
+        torch.nn.init.constant_(layer.bias, 0.2)
     return model
 
 
@@ -89,7 +94,7 @@ def test_many_samples_approach_the_evidence(model, images, estimator):
     exact = exact_log_likelihood(model, images)
     estimate = model.log_likelihood(images, 5000, estimator, seeded())
     assert estimate.shape == (6,)
-    torch.testing.assert_close(estimate.double(), exact, atol=0.06, rtol=0)
+    torch.testing.assert_close(estimate.double(), exact, atol=0.1, rtol=0)
     # Better than the one sample from which both start.
     rough = model.log_likelihood(images, 1, estimator, seeded())
     assert (estimate - exact).abs().mean() < 0.2 * (rough - exact).abs().mean()
@@ -166,7 +171,7 @@ def test_estimates_of_a_batch_are_those_of_its_images(model, images):
     batch = images[::20]
     whole = model.log_likelihood(batch, 2000, generator=seeded())
     single = torch.cat([model.log_likelihood(image[None], 2000, generator=seeded(1)) for image in batch])
-    torch.testing.assert_close(whole, single, atol=0.1, rtol=0)
+    torch.testing.assert_close(whole, single, atol=0.25, rtol=0)
 
 
 @pytest.mark.parametrize("estimator", ["importance", "prior"])

@@ -58,7 +58,11 @@ def make_trainer(tmp_path, digits, processor, make_model):
 @pytest.fixture
 def without_noise(monkeypatch):
     """Posterior samples are posterior means: what is compared does not depend on who draws which noise."""
-    monkeypatch.setattr(distributions, "standard_normal", lambda shape, like, generator=None: torch.zeros_like(like))
+
+    def zeros(shape, like, generator=None):
+        return torch.zeros(shape, dtype=like.dtype, device=like.device)
+
+    monkeypatch.setattr(distributions, "standard_normal", zeros)
 
 
 @pytest.fixture

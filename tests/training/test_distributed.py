@@ -11,6 +11,9 @@ from safetensors.torch import load_file
 
 from hf_latentgen.models import distributions
 
+# Three interpreters that import torch share what cores there are.
+pytestmark = pytest.mark.timeout(300)
+
 # Runs in every process; its arguments are the folder of the results and the batch size of a process.
 CHILD = """
 import json, sys
@@ -98,8 +101,15 @@ def two_processes(script, repository, tmp_path_factory):
     launch = repository / "configs" / "accelerate" / "ddp.yaml"
     # Port 0: any free one.
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", launch, "--main_process_port", "0"]
-    finished = subprocess.run([*command, script, folder, "8"], capture_output=True, text=True, check=False, timeout=110)
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    with subprocess.Popen(
+        [*command, script, folder, "8"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as launcher:
+        try:
+            output, _ = launcher.communicate()
+        finally:
+            # At this signal it ends the processes that it started; without effect when it has finished.
+            launcher.terminate()
+    assert launcher.returncode == 0, output[-3000:]
     return folder
 
 

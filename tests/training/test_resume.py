@@ -136,6 +136,7 @@ def test_complete_checkpoints_are_those_written_to_their_end(tmp_path):
     ]
 
 
+@pytest.mark.timeout(300)
 def test_killed_training_resumes_bit_identically(tmp_path, repository, monkeypatch, capsys):
     config = tmp_path / "small.yaml"
     config.write_text(RECIPE)
@@ -144,9 +145,11 @@ def test_killed_training_resumes_bit_identically(tmp_path, repository, monkeypat
     command = [sys.executable, script, str(config), "--output_dir", str(killed)]
     with (tmp_path / "output.txt").open("w") as output:
         child = subprocess.Popen(command, stdout=output, stderr=output, cwd=tmp_path)
-        while not (killed / "checkpoint-10" / "trainer_state.json").is_file() and child.poll() is None:
-            time.sleep(0.005)
-        child.send_signal(signal.SIGKILL)
+        try:
+            while not (killed / "checkpoint-10" / "trainer_state.json").is_file() and child.poll() is None:
+                time.sleep(0.005)
+        finally:
+            child.send_signal(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL, (tmp_path / "output.txt").read_text()
     assert not (killed / "run.json").exists()
     last = complete_checkpoints(killed)[0]

@@ -211,7 +211,7 @@ def test_checkpoints_hold_no_pickled_arguments(make_trainer, tmp_path):
 
 
 def test_accumulated_gradients_are_those_of_the_large_batch(make_trainer, training_logs, without_noise):
-    # Plain SGD, because Adam divides the rounding error of a tiny gradient by its size. 64 images: 24, 24 and 16 a step,
+    # Plain SGD, because Adam divides the rounding error of a tiny gradient by its size. Steps of 24, 24 and 16 images,
     # the last of which has two small batches instead of three.
     common = {"optim": "sgd", "learning_rate": 0.5, "num_train_epochs": 2, "max_grad_norm": 0.1}
     large = make_trainer(per_device_train_batch_size=24, **common)

@@ -10,6 +10,8 @@ from typing import cast
 
 from datasets import Dataset, IterableDataset
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel, set_seed
 from yaml import YAMLError
 
@@ -117,11 +119,15 @@ def train_recipe(
     name, streaming = recipe.dataset["name"], recipe.dataset.get("streaming", False)
     training = load_images(name, "train", data_dir=data_dir, streaming=streaming)
     validation = load_images(name, "validation", data_dir=data_dir, streaming=streaming)
+    training_levels = _training_levels(training, processor, arguments.seed)
+    validation_levels = LevelsDataset(validation, processor)
+    # Only now, so that a mistake in the recipe leaves no folder behind.
+    _make_writable(output_dir)
     trainer = ELBOTrainer(
         model,
         arguments,
-        train_dataset=_training_levels(training, processor, arguments.seed),
-        eval_dataset=LevelsDataset(validation, processor),
+        train_dataset=training_levels,
+        eval_dataset=validation_levels,
         processing_class=processor,
     )
     trainer.train(resume_from_checkpoint=str(last_checkpoint) if resume else None)
