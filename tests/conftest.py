@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 import torch
 
+# Failures in the shared test bodies show their values.
+pytest.register_assert_rewrite("modeling_common")
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Two workers of pytest-xdist with a thread pool each would fight for two cores.

@@ -68,7 +68,7 @@ def reconstruction_grid(
 
 
 def manifold_grid(
-    levels: torch.Tensor | np.ndarray, num_levels: int, padding: int = 0, scale: int | None = None
+    levels: torch.Tensor | np.ndarray, num_levels: int, padding: int = 2, scale: int | None = None
 ) -> Image.Image:
     """A square picture of the decoded grid of a two-dimensional latent space.
 
