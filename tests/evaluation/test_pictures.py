@@ -70,7 +70,7 @@ def test_reconstructions_stand_below_their_originals():
 
 
 def test_manifold_is_a_square_without_gaps():
-    pixels = np.asarray(manifold_grid(constant_images([0, 1, 2, 3], size=1), 256, scale=1))
+    pixels = np.asarray(manifold_grid(constant_images([0, 1, 2, 3], size=1), 256, scale=1, padding=0))
     assert pixels.tolist() == [[0, 1], [2, 3]]
 
 
