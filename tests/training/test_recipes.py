@@ -181,9 +181,9 @@ def test_run_record(tiny, tmp_path):
     folder = train_recipe(load_recipe(tiny, overrides), tmp_path / "run")
     run = json.loads((folder / "run.json").read_text())
     assert run["row"] == "tiny"
-    assert run["config"] == str(tiny)
+    assert run["config"] == f"{tiny.parent.name}/{tiny.name}"
     assert run["overrides"] == overrides
-    assert run["train_command"] == f"python scripts/train.py {tiny} {' '.join(overrides)}"
+    assert run["train_command"] == f"python scripts/train.py {run['config']} {' '.join(overrides)}"
     assert run["seed"] == 42
     assert 0 <= run["train_seconds"] < 60
     assert "CPU thread" in run["hardware"] or " x " in run["hardware"]

@@ -130,30 +130,34 @@ def train_recipe(
         eval_dataset=validation_levels,
         processing_class=processor,
     )
+    # Noted before training: the source tree may move on during a long one.
+    commit = git_commit()
     trainer.train(resume_from_checkpoint=str(last_checkpoint) if resume else None)
     trainer.save_model()
     if trainer.is_world_process_zero():
-        record = run_record(trainer, recipe, checkpoint)
+        record = run_record(trainer, recipe, checkpoint, commit)
         Path(output_dir, "run.json").write_text(json.dumps(record, indent=2) + "\n")
     return output_dir
 
 
-def run_record(trainer: ELBOTrainer, recipe: Recipe, checkpoint: str | None) -> dict:
+def run_record(trainer: ELBOTrainer, recipe: Recipe, checkpoint: str | None, commit: str) -> dict:
     """The provenance of a trained model: recipe, command, time, hardware, versions, commit, and validation history."""
-    command = ["python", "scripts/train.py", str(recipe.path), *recipe.overrides]
+    # Folder and name: where the folder lies is nobody else's business.
+    config = Path(*recipe.path.parts[-2:])
+    command = ["python", "scripts/train.py", str(config), *recipe.overrides]
     command += ["--from", checkpoint] if checkpoint else []
     keys = ("epoch", "step", "elapsed_seconds", "eval_bits_per_dim", "eval_distortion", "eval_rate")
     evaluations = [entry for entry in trainer.state.log_history if "eval_bits_per_dim" in entry]
     return {
         "row": recipe.row,
-        "config": str(recipe.path),
+        "config": str(config),
         "overrides": recipe.overrides,
         "train_command": shlex.join(command),
         "train_seconds": trainer.elapsed_seconds,
         "seed": trainer.args.seed,
         "hardware": hardware(),
         "versions": versions(),
-        "git_commit": git_commit(),
+        "git_commit": commit,
         "dataset": recipe.dataset,
         "training": recipe.training,
         "num_parameters": trainer.model.num_parameters(),
