@@ -16,12 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig, TrainerCallback
+from transformers import AutoConfig, AutoModel, TrainerCallback
 
 from hf_latentgen.data import LevelsDataset, collate_levels, dataset_from_arrays
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
-from hf_latentgen.models.modeling_vae import VAEModel
 from hf_latentgen.training.arguments import LatentTrainingArguments
 from hf_latentgen.training.recipes import Recipe, load_recipe
 from hf_latentgen.training.trainer import ELBOTrainer
@@ -66,7 +65,7 @@ def trainer_step_seconds(recipe: Recipe, levels: LevelsDataset, num_steps: int) 
             disable_tqdm=True,
             **settings,
         )
-        model = VAEModel(AutoConfig.for_model(**recipe.model))
+        model = AutoModel.from_config(AutoConfig.for_model(**recipe.model))
         ELBOTrainer(model, arguments, train_dataset=levels, callbacks=[times]).train()
     return seconds_per_step(times.moments)
 
@@ -74,7 +73,7 @@ def trainer_step_seconds(recipe: Recipe, levels: LevelsDataset, num_steps: int) 
 def bare_step_seconds(recipe: Recipe, levels: LevelsDataset, num_steps: int) -> float:
     """Seconds per step of a loop in plain PyTorch over the same model and data, with the precision of the recipe."""
     loader = torch.utils.data.DataLoader(levels, batch_size=BATCH_SIZE, shuffle=True, collate_fn=collate_levels)
-    model = VAEModel(AutoConfig.for_model(**recipe.model)).train()
+    model = AutoModel.from_config(AutoConfig.for_model(**recipe.model)).train()
     if recipe.training.get("channels_last", False):
         torch.nn.Module.to(model, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.training["learning_rate"])
@@ -133,9 +132,9 @@ def main() -> None:
         "trainer_share_of_bare_loop": course / bare,
         "target_share_of_bare_loop": TARGET_SHARE_OF_BARE_LOOP,
     }
-    needed = {row: images_to_target(row) for row in (COURSE, FAST)}
-    if needed[COURSE] and needed[FAST]:
-        record["seconds_to_0.52"] = {COURSE: needed[COURSE] / course, FAST: needed[FAST] / fast}
+    course_images, fast_images = images_to_target(COURSE), images_to_target(FAST)
+    if course_images and fast_images:
+        record["seconds_to_0.52"] = {COURSE: course_images / course, FAST: fast_images / fast}
         record["fast_share_of_course_time"] = record["seconds_to_0.52"][FAST] / record["seconds_to_0.52"][COURSE]
         record["target_share_of_course_time"] = TARGET_SHARE_OF_COURSE_TIME
     record |= {"hardware": hardware(), "versions": versions(), "git_commit": git_commit()}

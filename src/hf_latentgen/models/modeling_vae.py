@@ -67,8 +67,8 @@ class VAEModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module):
         # transformers passes over a module without parameters of its own, so that a block cannot zero its last layer.
         if isinstance(module, ZeroConv2d):
-            init.zeros_(module.weight)
-            init.zeros_(module.bias)
+            for parameter in module.parameters():
+                init.zeros_(parameter)
         elif isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             # PyTorch's own initialisation, with which the course network was trained.
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
