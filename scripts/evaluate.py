@@ -26,6 +26,12 @@ def main(argv: list[str] | None = None) -> None:
         default=500,
         help="K of the importance-weighted likelihood (default: 500)",
     )
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the pass that is repeated K times (needs a C++ compiler)"
+    )
+    parser.add_argument(
+        "--classifier", help="in-domain classifier that judges the samples of an AAE (default: no such scores)"
+    )
     parser.add_argument("--data-dir", "--data_dir", help="folder with local data files (default: $HF_LATENTGEN_DATA)")
     parser.add_argument("--seed", type=int, default=0, help="of every random number (default: 0)")
     arguments = parser.parse_args(argv)
@@ -36,6 +42,8 @@ def main(argv: list[str] | None = None) -> None:
             split=arguments.split,
             batch_size=arguments.batch_size,
             num_importance_samples=arguments.num_importance_samples,
+            compile_likelihood=arguments.compile,
+            classifier=arguments.classifier,
             data_dir=arguments.data_dir,
             seed=arguments.seed,
             command=command_line(parser, arguments),
@@ -52,10 +60,11 @@ def command_line(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         inside = checkpoint.is_relative_to(Path.cwd())
         checkpoint = checkpoint.relative_to(Path.cwd()) if inside else Path(checkpoint.name)
     words = ["python", "scripts/evaluate.py", str(checkpoint)]
-    for name in ("split", "batch_size", "num_importance_samples", "seed"):
+    for name in ("split", "batch_size", "num_importance_samples", "classifier", "seed"):
         value = vars(arguments)[name]
         if value != parser.get_default(name):
             words += [f"--{name.replace('_', '-')}", str(value)]
+    words += ["--compile"] if arguments.compile else []
     return shlex.join(words)
 
 

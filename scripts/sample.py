@@ -9,8 +9,8 @@ import sys
 
 import torch
 
+from hf_latentgen.evaluation.checkpoints import load_checkpoint
 from hf_latentgen.evaluation.pictures import image_grid
-from hf_latentgen.evaluation.results import load_checkpoint
 from hf_latentgen.models.distributions import OUTPUTS
 
 

@@ -21,7 +21,7 @@ FLOORS = {
     **dict.fromkeys(("training", "app"), 2),
 }
 MAX_FILE_LINES = 450
-MAX_PACKAGE_LINES = 5_000
+MAX_PACKAGE_LINES = 8_000
 MAX_SCRIPT_LINES = 120
 MAX_FILE_BYTES = 3_000_000
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}

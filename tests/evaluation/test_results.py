@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, BertConfig
 
 from hf_latentgen import LevelsImageProcessor, VAEConfig, VAEModel, load_images
 from hf_latentgen.cards.model_card import check_results
-from hf_latentgen.evaluation.results import evaluate_checkpoint, load_checkpoint
+from hf_latentgen.evaluation.checkpoints import load_checkpoint
+from hf_latentgen.evaluation.results import evaluate_checkpoint
 
 IMAGES = [
     "history.png",
@@ -194,7 +195,7 @@ def nan_weights(folder):
         (remove("model.safetensors"), r"model.safetensors does not exist"),
         (remove("preprocessor_config.json"), "holds no image processor"),
         (truncate, r"model.safetensors is truncated or corrupt"),
-        (other_family, r"config.json: model_type must be 'latentgen_vae', got 'bert'"),
+        (other_family, r"config.json: model_type must be one of .*'latentgen_vae'.*, got 'bert'"),
         (other_shape, r"model.safetensors does not fit config.json"),
         (no_weights_of_the_decoder, r"model.safetensors does not fit config.json, missing_keys"),
         (nan_weights, "300 of 300 images are not finite"),
@@ -237,7 +238,7 @@ def test_sample_script_writes_a_grid(repository, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--num-images", 0], "num_images must be at least 1, got 0"),
+        (["--num-images", 0], "num_images must be a whole number of at least 1, got 0"),
         (["--temperature", -1], "temperature must be at least 0, got -1.0"),
         (["--file", "nowhere/samples.png"], "nowhere/samples.png"),
     ],

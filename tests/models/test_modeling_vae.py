@@ -376,18 +376,18 @@ def test_bad_levels_are_refused(mlp, method, bad, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m, _: m.sample(0), "num_images must be at least 1, got 0"),
-        (lambda m, _: m.sample(-2), "num_images must be at least 1, got -2"),
+        (lambda m, _: m.sample(0), "num_images must be a whole number of at least 1, got 0"),
+        (lambda m, _: m.sample(-2), "num_images must be a whole number of at least 1, got -2"),
         (lambda m, _: m.sample(1, temperature=-0.1), "temperature must be at least 0, got -0.1"),
         (lambda m, _: m.sample(1, output="median"), "output must be one of .*'mode'.*, got 'median'"),
         (lambda m, x: m.reconstruct(x, "median"), "output must be one of .*'mode'.*, got 'median'"),
-        (lambda m, x: m.interpolate(x, x, 1), "num_steps must be at least 2, got 1"),
+        (lambda m, x: m.interpolate(x, x, 1), "num_steps must be a whole number of at least 2, got 1"),
         (lambda m, x: m.interpolate(x, x[:1]), r"one shape, got \[5, 1, 8, 8\] and \[1, 1, 8, 8\]"),
         (lambda m, x: m.interpolate(x, x, output="median"), "output must be one of .*'mode'.*, got 'median'"),
         (lambda m, _: m.manifold(), "manifold needs latent_dim 2 and no ladder, got 3 latent dimensions"),
         (lambda m, _: m.decode(torch.zeros(2, 4)), r"latents must have shape \[B, 3\], got \[2, 4\]"),
         (lambda m, _: m.decode(torch.zeros(3)), r"latents must have shape \[B, 3\], got \[3\]"),
-        (lambda m, x: m.log_likelihood(x, 0), "num_samples must be at least 1, got 0"),
+        (lambda m, x: m.log_likelihood(x, 0), "num_samples must be a whole number of at least 1, got 0"),
         (
             lambda m, x: m.log_likelihood(x, 1, "exact"),
             "estimator must be one of .*'prior'.*, got 'exact'",
@@ -400,7 +400,7 @@ def test_bad_arguments_are_refused(mlp, levels, call, message):
 
 
 def test_manifold_needs_a_plane_and_a_grid(plane):
-    with pytest.raises(ValueError, match="grid_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="grid_size must be a whole number of at least 1, got 0"):
         plane.manifold(0)
     ladder = VAEConfig(architecture="resnet", image_size=8, latent_dim=2, ladder_channels=(1,))
     with pytest.raises(ValueError, match="manifold needs latent_dim 2 and no ladder, got 3 latent dimensions"):

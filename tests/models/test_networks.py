@@ -17,7 +17,9 @@ TINY = {
 
 
 def make(config):
-    return ENCODERS[config.architecture](config), DECODERS[config.architecture](config)
+    return ENCODERS[config.architecture](config, 2 * config.latent_dim), DECODERS[config.architecture](
+        config, config.latent_dim, config.num_levels
+    )
 
 
 def count(module):

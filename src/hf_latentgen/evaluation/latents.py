@@ -1,4 +1,4 @@
-"""What the latents of a VAE hold: active units, a linear probe, the fit of the aggregate posterior to the prior."""
+"""What the latents of an autoencoder hold: active units, a linear probe, the fit of all posteriors to the prior."""
 
 import numpy as np
 import torch
@@ -7,21 +7,23 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from hf_latentgen.models.modeling_vae import VAEModel
+from hf_latentgen.models.modeling_image_autoencoder import ImageAutoencoderModel
 
 ACTIVITY_THRESHOLD = 0.01
 
 
 @torch.no_grad()
-def posterior_moments(model: VAEModel, levels: Tensor, batch_size: int = 128) -> tuple[np.ndarray, np.ndarray]:
+def posterior_moments(
+    model: ImageAutoencoderModel, levels: Tensor, batch_size: int = 128
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of the posterior of each image. Two arrays [N, L].
 
     Shape: `levels` [N, C, H, W]. The model is put into `eval()` mode.
     """
     model.eval()
-    posteriors = [model.encode(batch.to(model.device), sample_posterior=False) for batch in levels.split(batch_size)]
+    posteriors = [model.posterior(batch.to(model.device)) for batch in levels.split(batch_size)]
     means = torch.cat([posterior.mean.cpu() for posterior in posteriors])
-    stds = torch.cat([posterior.log_std.exp().cpu() for posterior in posteriors])
+    stds = torch.cat([posterior.std.cpu() for posterior in posteriors])
     return means.numpy(), stds.numpy()
 
 

@@ -88,13 +88,17 @@ def history_plot(
     history: list[dict[str, float]],
     references: dict[str, float] | None = None,
     floor: dict[str, float] | None = None,
+    metric: str = "bits_per_dim",
+    label: str = "bits per dimension",
 ) -> Image.Image:
-    """A picture of validation bits per dimension against epochs.
+    """A picture of a validation score against epochs, by default of the bits per dimension.
 
     Args:
-        history: one `{"epoch": ..., "eval_bits_per_dim": ...}` per evaluation.
+        history: one `{"epoch": ..., "eval_<metric>": ...}` per evaluation.
         references: label -> published score, drawn as dashed lines.
         floor: label -> score of a baseline without a network, drawn as dotted lines.
+        metric: name of the score.
+        label: what the vertical axis shows.
 
     Raises:
         ValueError: the history is empty.
@@ -102,21 +106,21 @@ def history_plot(
     if not history:
         raise ValueError("history must hold at least one evaluation, got an empty list")
     epochs = [entry["epoch"] for entry in history]
-    scores = [entry["eval_bits_per_dim"] for entry in history]
+    scores = [entry[f"eval_{metric}"] for entry in history]
     with mpl.rc_context(mpl.rcParamsDefault):
         figure = Figure(figsize=(6.4, 4.0), dpi=100, layout="constrained")
         axes = figure.subplots()
         axes.plot(epochs, scores, color="tab:blue", marker="." if len(scores) < 30 else None, label="validation")
         for style, lines in (("--", references or {}), (":", floor or {})):
-            for index, (label, value) in enumerate(lines.items()):
-                axes.axhline(value, linestyle=style, color=f"C{index + (1 if style == '--' else 5)}", label=label)
+            for index, (name, value) in enumerate(lines.items()):
+                axes.axhline(value, linestyle=style, color=f"C{index + (1 if style == '--' else 5)}", label=name)
         shown = [*scores, *(references or {}).values(), *(floor or {}).values()]
         # The first evaluations lie far above the rest and would flatten everything of interest.
         top = min(max(shown), 1.6 * min(shown))
         margin = 0.05 * (top - min(shown)) or 0.05 * top
         axes.set_ylim(min(shown) - margin, top + margin)
         axes.set_xlabel("epoch")
-        axes.set_ylabel("bits per dimension")
+        axes.set_ylabel(label)
         axes.legend(loc="upper right", fontsize="small")
         return _render(figure)
 

@@ -1,16 +1,24 @@
-"""Images that a VAE makes: reconstructions, prior samples, and how far samples are from the training images."""
+"""Images that an autoencoder makes: reconstructions, prior samples, and how far samples are from training images."""
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from hf_latentgen.data import LevelsDataset
+from hf_latentgen.evaluation.latents import posterior_moments
+from hf_latentgen.evaluation.pictures import image_grid, latent_scatter, manifold_grid, reconstruction_grid
 from hf_latentgen.models.distributions import OUTPUTS
-from hf_latentgen.models.modeling_vae import VAEModel
+from hf_latentgen.models.modeling_image_autoencoder import ImageAutoencoderModel
+
+NUM_SAMPLES = 64
+NUM_RECONSTRUCTIONS = 32
+NUM_INTERPOLATIONS = 8
 
 
 @torch.no_grad()
-def reconstruction_mse(model: VAEModel, levels: Tensor, batch_size: int = 128) -> float:
-    """Mean squared error of the decoder mean at the posterior mean, over all pixels, levels scaled to [0, 1].
+def reconstruction_mse(model: ImageAutoencoderModel, levels: Tensor, batch_size: int = 128) -> float:
+    """Mean squared error of the decoder mean at the latent mean, over all pixels, levels scaled to [0, 1].
 
     Shape: `levels` [N, C, H, W]. The model is put into `eval()` mode.
     """
@@ -22,7 +30,7 @@ def reconstruction_mse(model: VAEModel, levels: Tensor, batch_size: int = 128) -
     return total / levels.numel() / (model.config.num_levels - 1) ** 2
 
 
-def prior_samples(model: VAEModel, num_images: int, seed: int = 0) -> dict[str, Tensor]:
+def prior_samples(model: ImageAutoencoderModel, num_images: int, seed: int = 0) -> dict[str, Tensor]:
     """Levels of images from the prior by output, "sample", "mode" and "mean", all of the same latents.
 
     Shape: each [num_images, C, H, W]. The model is put into `eval()` mode.
@@ -50,3 +58,38 @@ def nearest_images(levels: Tensor, candidates: Tensor) -> tuple[np.ndarray, np.n
         index = torch.where(least.values < best, number * size + least.indices, index)
         best = torch.minimum(best, least.values)
     return index.numpy(), (best / queries.shape[1]).sqrt().numpy()
+
+
+@torch.no_grad()
+def autoencoder_pictures(
+    model: ImageAutoencoderModel, train: LevelsDataset, test: LevelsDataset, seed: int = 0
+) -> dict[str, Image.Image]:
+    """Pictures by name: samples, alone and above the nearest training images, reconstructions, interpolations.
+
+    With two latent dimensions and labels also the scatter of the latents, and with a Gaussian prior the manifold.
+    """
+    num_levels = model.config.num_levels
+    samples = prior_samples(model, NUM_SAMPLES, seed)["sample"]
+    pictures = {"samples": image_grid(samples, num_levels)}
+    nearest, _ = nearest_images(samples[:NUM_RECONSTRUCTIONS], train.levels)
+    pictures["samples_above_nearest_training_images"] = reconstruction_grid(
+        samples[:NUM_RECONSTRUCTIONS], train.levels[nearest], num_levels
+    )
+    # A test file may be sorted by class: the images shown are spread over all of it.
+    shown = test.levels[spread_indices(len(test), NUM_RECONSTRUCTIONS)]
+    reconstructions = model.reconstruct(shown.to(model.device)).cpu()
+    pictures["reconstructions"] = reconstruction_grid(shown, reconstructions, num_levels)
+    pairs = test.levels[spread_indices(len(test), 2 * NUM_INTERPOLATIONS)].to(model.device).unflatten(0, (2, -1))
+    steps = model.interpolate(*pairs, num_steps=8).flatten(0, 1).cpu()
+    pictures["interpolations"] = image_grid(steps, num_levels, columns=8)
+    if model.num_latents == 2:
+        if model.has_gaussian_prior:
+            pictures["manifold"] = manifold_grid(model.manifold(), num_levels)
+        if test.labels is not None:
+            pictures["latents"] = latent_scatter(posterior_moments(model, test.levels)[0], test.labels.numpy())
+    return pictures
+
+
+def spread_indices(length: int, count: int) -> np.ndarray:
+    """Indices of `count` images spread evenly over `length`. [count]."""
+    return np.linspace(0, length - 1, count).round().astype(np.int64)

@@ -49,6 +49,11 @@ class DiagonalGaussian:
         """The mean. [B, L]."""
         return self.mean
 
+    @property
+    def std(self) -> Tensor:
+        """The standard deviation. [B, L]."""
+        return self.log_std.exp()
+
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """A reparameterised sample: gradients reach mean and standard deviation. [B, L].
 
@@ -66,6 +71,27 @@ class DiagonalGaussian:
         Source: Kingma & Welling (2014), appendix B.
         """
         return 0.5 * (torch.exp(2 * self.log_std) + self.mean.square() - 1) - self.log_std
+
+
+@dataclass
+class PointMass:
+    """What a deterministic encoder gives: all probability at `mean`. Shape: `mean` [B, L]."""
+
+    mean: Tensor
+
+    @property
+    def mode(self) -> Tensor:
+        """The mean. [B, L]."""
+        return self.mean
+
+    @property
+    def std(self) -> Tensor:
+        """Zeros. [B, L]."""
+        return torch.zeros_like(self.mean)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """The mean. [B, L]."""
+        return self.mean
 
 
 @dataclass
@@ -116,6 +142,116 @@ class CategoricalPixels:
         Raises:
             ValueError: `output` is not one of "sample", "mode", "mean".
         """
-        if output not in OUTPUTS:
-            raise ValueError(f"output must be one of {OUTPUTS}, got {output!r}")
-        return self.sample(generator) if output == "sample" else getattr(self, output)
+        return _draw(self, output, generator)
+
+
+@dataclass
+class DeterministicPixels:
+    """Images from a decoder without a likelihood. Shape: `values` [B, C, H, W], in [-1, 1]."""
+
+    values: Tensor
+    num_levels: int
+
+    @property
+    def mean(self) -> Tensor:
+        """The values as real levels in [0, num_levels - 1]. [B, C, H, W]."""
+        return (self.values + 1) * ((self.num_levels - 1) / 2)
+
+    @property
+    def mode(self) -> Tensor:
+        """The nearest level of each pixel. int64 [B, C, H, W]."""
+        return self.mean.round().long()
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """The mode: there is nothing to draw. int64 [B, C, H, W]."""
+        return self.mode
+
+    def draw(self, output: str, generator: torch.Generator | None = None) -> Tensor:
+        """Images as a sample, the mode or the mean. [B, C, H, W] levels. Errors as for [`CategoricalPixels`]."""
+        return _draw(self, output, generator)
+
+
+def _draw(pixels: CategoricalPixels | DeterministicPixels, output: str, generator: torch.Generator | None) -> Tensor:
+    if output not in OUTPUTS:
+        raise ValueError(f"output must be one of {OUTPUTS}, got {output!r}")
+    if output == "sample":
+        return pixels.sample(generator)
+    return pixels.mode if output == "mode" else pixels.mean
+
+
+class Prior:
+    """A distribution of codes, made of `num_parts` equally likely parts.
+
+    A subclass defines `points`. Parts are what a label can choose: a Gaussian of the mixture, a stretch of the roll.
+    """
+
+    def __init__(self, dim: int, num_parts: int = 1):
+        self.dim = dim
+        self.num_parts = num_parts
+
+    def sample(
+        self, num_samples: int, like: Tensor, generator: torch.Generator | None = None, parts: Tensor | None = None
+    ) -> Tensor:
+        """Codes drawn from the prior, with the dtype and on the device of `like`. [num_samples, dim].
+
+        Args:
+            num_samples: how many.
+            like: a tensor.
+            generator: source of the noise.
+            parts: which part to draw each code from, integers [num_samples]; where negative or None, any.
+        """
+        device = like.device if generator is None else generator.device
+        drawn = torch.randint(self.num_parts, (num_samples,), generator=generator, device=device).to(like.device)
+        return self.points(drawn if parts is None else torch.where(parts < 0, drawn, parts), like, generator)
+
+    def points(self, parts: Tensor, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        """A code from each of the given parts. Shape: `parts` [B] -> [B, dim]."""
+        raise NotImplementedError
+
+
+class StandardGaussian(Prior):
+    """The standard normal distribution: one part."""
+
+    def points(self, parts: Tensor, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        """[B] -> [B, dim]."""
+        return standard_normal((len(parts), self.dim), like, generator)
+
+
+class Flower(Prior):
+    """A mixture of Gaussians in the plane, long along the ray from the origin and narrow across it: petals.
+
+    Centres at distance 1.4, standard deviations 0.5 and 0.1. Source: Makhzani et al. (2015), figure 4, read off.
+    """
+
+    def points(self, parts: Tensor, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        """[B] -> [B, 2]."""
+        along, across = (standard_normal((len(parts), 2), like, generator) * like.new_tensor([0.5, 0.1])).unbind(1)
+        angle = (parts * (2 * math.pi / self.num_parts)).to(like.dtype)
+        along = along + 1.4
+        return torch.stack(
+            [along * angle.cos() - across * angle.sin(), along * angle.sin() + across * angle.cos()], dim=1
+        )
+
+
+class SwissRoll(Prior):
+    """A spiral of two turns in the plane with radius up to 3, its parts consecutive stretches.
+
+    Source: Makhzani et al. (2015), figure 4, read off.
+    """
+
+    def points(self, parts: Tensor, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        """[B] -> [B, 2]."""
+        device = like.device if generator is None else generator.device
+        share = torch.rand(len(parts), generator=generator, device=device).to(like.device)
+        # The square root makes equal stretches of the parameter about equally long.
+        turned = ((parts + share) / self.num_parts).sqrt().to(like.dtype)
+        radius, angle = 3 * turned, 4 * math.pi * turned
+        return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1)
+
+
+class OneHot(Prior):
+    """The corners of a simplex, one for each class, all equally likely."""
+
+    def points(self, parts: Tensor, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        """[B] -> [B, num_parts]."""
+        return F.one_hot(parts, self.num_parts).to(like.dtype)

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers import initialization as init
+from torch import Tensor
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .bits import nats_to_bits_per_dim
 from .configuration_vae import VAEConfig
 from .distributions import CategoricalPixels, DiagonalGaussian, standard_normal, standard_normal_log_prob
-from .networks import DECODERS, ENCODERS, ZeroConv2d
+from .modeling_image_autoencoder import ImageAutoencoderModel, check_at_least
+from .networks import DECODERS, ENCODERS
 
 ESTIMATORS = ("importance", "prior")
 # Decoded images held at once while estimating a likelihood: bounds the memory, whatever the number of samples, and what
@@ -42,7 +41,7 @@ class VAEOutput(ModelOutput):
     latents: Tensor | None = None
 
 
-class VAEModel(PreTrainedModel):
+class VAEModel(ImageAutoencoderModel):
     """Variational autoencoder with a diagonal-Gaussian posterior, a standard normal prior and categorical pixels.
 
     Source: Kingma & Welling (2014), Auto-Encoding Variational Bayes.
@@ -50,31 +49,13 @@ class VAEModel(PreTrainedModel):
 
     config: VAEConfig
     base_model_prefix = "vae"
-    main_input_name = "pixel_values"
-    input_modalities = ["image"]
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False
-    _no_split_modules = ["ConvBlock", "UpsamplingBlock", "ResidualBlock", "LadderPosterior", "DenseBlock"]
 
     def __init__(self, config: VAEConfig):
         super().__init__(config)
-        self.encoder = ENCODERS[config.architecture](config)
-        self.decoder = DECODERS[config.architecture](config)
+        self.encoder = ENCODERS[config.architecture](config, 2 * config.latent_dim)
+        self.decoder = DECODERS[config.architecture](config, config.latent_dim, config.num_levels)
         self.latent_sizes = [math.prod(shape) for shape in config.latent_shapes]
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        # transformers passes over a module without parameters of its own, so that a block cannot zero its last layer.
-        if isinstance(module, ZeroConv2d):
-            for parameter in module.parameters():
-                init.zeros_(parameter)
-        elif isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            # PyTorch's own initialisation, with which the course network was trained.
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            if module.bias is not None:
-                bound = 1 / math.sqrt(module.weight.shape[1] * module.weight[0, 0].numel())
-                init.uniform_(module.bias, -bound, bound)
 
     @can_return_tuple
     def forward(
@@ -126,15 +107,17 @@ class VAEModel(PreTrainedModel):
         self._check_levels(pixel_values)
         return self._infer(pixel_values, sample_posterior, generator)[0]
 
+    def posterior(self, pixel_values: Tensor) -> DiagonalGaussian:
+        """The posterior of all latents of each image, finer ones given the means of the coarser ones. [B, L]."""
+        return self.encode(pixel_values, sample_posterior=False)
+
     def decode(self, latents: Tensor) -> CategoricalPixels:
         """The distribution of the pixels given latents [B, L].
 
         Raises:
             ValueError: `latents` has not two axes, or not `L` columns.
         """
-        num_latents = sum(self.latent_sizes)
-        if latents.ndim != 2 or latents.shape[1] != num_latents:
-            raise ValueError(f"latents must have shape [B, {num_latents}], got {list(latents.shape)}")
+        self._check_latents(latents)
         state = None
         for group, code in enumerate(latents.to(self.dtype).split(self.latent_sizes, 1)):
             state = self.decoder.advance(group, code, state)
@@ -159,56 +142,11 @@ class VAEModel(PreTrainedModel):
         Raises:
             ValueError: an argument is out of range.
         """
-        if num_images < 1:
-            raise ValueError(f"num_images must be at least 1, got {num_images}")
+        check_at_least("num_images", num_images, 1)
         if temperature < 0:
             raise ValueError(f"temperature must be at least 0, got {temperature}")
         latents = temperature * self._prior_sample(num_images, generator)
         return self.decode(latents).draw(output, generator)
-
-    @torch.no_grad()
-    def reconstruct(
-        self, pixel_values: Tensor, output: str = "mean", generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Images decoded from the posterior means of images, as levels. [B, C, H, W]. Arguments as in `sample`."""
-        return self.decode(self.encode(pixel_values, sample_posterior=False).mean).draw(output, generator)
-
-    @torch.no_grad()
-    def interpolate(self, first: Tensor, second: Tensor, num_steps: int = 8, output: str = "mean") -> Tensor:
-        """Images on the straight line between the posterior means of two batches. [B, num_steps, C, H, W] levels.
-
-        Raises:
-            ValueError: the batches differ in shape, or `num_steps` is below 2.
-        """
-        if num_steps < 2:
-            raise ValueError(f"num_steps must be at least 2, got {num_steps}")
-        if first.shape != second.shape:
-            raise ValueError(f"first and second must have one shape, got {list(first.shape)} and {list(second.shape)}")
-        start, end = (self.encode(images, sample_posterior=False).mean for images in (first, second))
-        weights = torch.linspace(0, 1, num_steps, device=start.device).view(1, -1, 1)
-        path = torch.lerp(start.unsqueeze(1), end.unsqueeze(1), weights)
-        return self.decode(path.flatten(0, 1)).draw(output).unflatten(0, (-1, num_steps))
-
-    @torch.no_grad()
-    def manifold(self, grid_size: int = 20) -> Tensor:
-        """Decoder means over the latent plane, as real levels. [grid_size * grid_size, C, H, W], row by row.
-
-        Each axis visits the normal quantiles `(i + 0.5) / grid_size`; the first latent grows to the right, the second
-        upwards. Source: Kingma & Welling (2014), figure 4.
-
-        Raises:
-            ValueError: the model has not exactly two latent dimensions, or `grid_size` is below 1.
-        """
-        if grid_size < 1:
-            raise ValueError(f"grid_size must be at least 1, got {grid_size}")
-        if sum(self.latent_sizes) != 2:
-            raise ValueError(
-                f"manifold needs latent_dim 2 and no ladder, got {sum(self.latent_sizes)} latent dimensions"
-            )
-        quantiles = (torch.arange(grid_size, device=self.device) + 0.5) / grid_size
-        axis = torch.special.ndtri(quantiles)
-        second, first = torch.meshgrid(axis.flip(0), axis, indexing="ij")
-        return self.decode(torch.stack([first, second], -1).flatten(0, 1)).mean
 
     @torch.no_grad()
     def bits_per_dim(self, pixel_values: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -237,8 +175,7 @@ class VAEModel(PreTrainedModel):
         """
         if estimator not in ESTIMATORS:
             raise ValueError(f"estimator must be one of {ESTIMATORS}, got {estimator!r}")
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        check_at_least("num_samples", num_samples, 1)
         self._check_levels(pixel_values)
         batch_size = len(pixel_values)
         if estimator == "importance":
@@ -260,6 +197,13 @@ class VAEModel(PreTrainedModel):
             total = torch.logaddexp(total, log_weights.logsumexp(1))
         return total - math.log(num_samples)
 
+    def compile_likelihood(self) -> None:
+        """None. Compiles the pass that `log_likelihood` repeats: faster, and the same but for rounding.
+
+        On a CPU it needs a C++ compiler.
+        """
+        self._log_importance_weights = torch.compile(self._log_importance_weights)
+
     def _log_importance_weights(
         self, pixel_values: Tensor, features: list[Tensor], count: int, generator: torch.Generator | None
     ) -> Tensor:
@@ -278,7 +222,7 @@ class VAEModel(PreTrainedModel):
 
     def _encode_features(self, pixel_values: Tensor) -> list[Tensor]:
         """Features of each latent group, from levels scaled to [-1, 1]."""
-        return self.encoder((pixel_values * (2 / (self.config.num_levels - 1)) - 1).to(self.dtype))
+        return self.encoder(self._scaled(pixel_values))
 
     def _infer_features(
         self, features: list[Tensor], sample_posterior: bool, generator: torch.Generator | None
@@ -297,19 +241,4 @@ class VAEModel(PreTrainedModel):
         return DiagonalGaussian(mean, log_std), torch.cat(codes, 1), self.decoder.finish(state).float()
 
     def _prior_sample(self, num_images: int, generator: torch.Generator | None) -> Tensor:
-        return standard_normal((num_images, sum(self.latent_sizes)), torch.empty(0, device=self.device), generator)
-
-    def _check_levels(self, pixel_values: Tensor) -> None:
-        config = self.config
-        shape = (config.num_channels, config.image_size, config.image_size)
-        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != shape or pixel_values.shape[0] == 0:
-            expected = f"[B, {', '.join(map(str, shape))}] with B at least 1"
-            raise ValueError(f"pixel_values must have shape {expected}, got {list(pixel_values.shape)}")
-        if pixel_values.is_floating_point() or pixel_values.dtype == torch.bool:
-            raise ValueError(f"pixel_values must be integer levels, got {pixel_values.dtype}")
-        # A compiled graph cannot stop on a value.
-        if not torch.compiler.is_compiling():
-            low, high = (value.item() for value in pixel_values.aminmax())
-            if low < 0 or high >= config.num_levels:
-                allowed = f"levels in 0 ... {config.num_levels - 1}"
-                raise ValueError(f"pixel_values must be {allowed}, got values from {low} to {high}")
+        return standard_normal((num_images, self.num_latents), torch.empty(0, device=self.device), generator)

@@ -60,3 +60,33 @@ class LatentTrainingArguments(TrainingArguments):
         if any(epoch < 0 for epoch in self.sample_epochs):
             raise ValueError(f"sample_epochs must be at least 0, got {self.sample_epochs}")
         super().__post_init__()
+
+
+@dataclass
+class AdversarialTrainingArguments(LatentTrainingArguments):
+    """Arguments of [`AdversarialTrainer`]: the learning rate and momentum of the discriminators are their own.
+
+    Further defaults: the first momentum of the autoencoder is 0.5, gradients are not clipped (their joint norm would
+    couple the players), and the best checkpoint has the lowest reconstruction loss.
+
+    Raises:
+        ValueError: a field is out of range.
+    """
+
+    discriminator_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the discriminators; learning_rate when None."}
+    )
+    discriminator_beta1: float = field(default=0.5, metadata={"help": "First momentum of the discriminators' Adam."})
+    adam_beta1: float = field(default=0.5, metadata={"help": "First momentum of the autoencoder's Adam."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "See transformers.TrainingArguments."})
+    metric_for_best_model: str | None = field(
+        default="reconstruction_loss", metadata={"help": "See transformers.TrainingArguments."}
+    )
+
+    def __post_init__(self):
+        rate = self.discriminator_learning_rate
+        if rate is not None and rate < 0:
+            raise ValueError(f"discriminator_learning_rate must be at least 0, or None, got {rate}")
+        if not 0 <= self.discriminator_beta1 < 1:
+            raise ValueError(f"discriminator_beta1 must be in [0, 1), got {self.discriminator_beta1}")
+        super().__post_init__()

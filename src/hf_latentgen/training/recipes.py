@@ -12,16 +12,22 @@ from datasets import Dataset, IterableDataset
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
-from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel, set_seed
+from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, PreTrainedModel, set_seed
 from yaml import YAMLError
 
 from hf_latentgen.data import LevelsDataset, load_images, stream_levels
+from hf_latentgen.evaluation.checkpoints import MODEL_TYPES, auto_class
+from hf_latentgen.evaluation.clusters import name_clusters
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
+from hf_latentgen.models.configuration_aae import AAEConfig
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
-from hf_latentgen.training.arguments import LatentTrainingArguments
-from hf_latentgen.training.trainer import ELBOTrainer, complete_checkpoints
+from hf_latentgen.models.modeling_aae_classification import AAEForImageClassification
+from hf_latentgen.training.adversarial import AdversarialTrainer
+from hf_latentgen.training.arguments import AdversarialTrainingArguments, LatentTrainingArguments
+from hf_latentgen.training.few_labels import FewLabelsDataset
+from hf_latentgen.training.trainer import ELBOTrainer, LatentTrainer, complete_checkpoints
 
-DATASET_KEYS = ("name", "streaming")
+DATASET_KEYS = ("name", "streaming", "num_labelled", "labelled_per_batch", "label_seed")
 # Images of a stream among which the next one is drawn.
 SHUFFLE_BUFFER = 10_000
 
@@ -33,9 +39,10 @@ class Recipe:
     Args:
         path: the YAML file.
         overrides: `section.key=value` words given on the command line.
-        dataset: `name`, a data set name or folder, and `streaming`.
-        model: `model_type` and the fields of its config.
-        training: fields of [`LatentTrainingArguments`].
+        dataset: `name`, a data set name or folder, and `streaming`; for a classifier with few labels `num_labelled`,
+            `labelled_per_batch` and `label_seed`, the arguments of [`FewLabelsDataset`].
+        model: `model_type`, the fields of its config, and `architectures` with the class of a classifier.
+        training: fields of [`LatentTrainingArguments`], or of [`AdversarialTrainingArguments`].
         reference: published values that the row is compared with, each with `name`, `metric`, `value`, `source`.
     """
 
@@ -50,6 +57,12 @@ class Recipe:
     def row(self) -> str:
         """Name of the row: the file's, without its ending."""
         return self.path.stem
+
+    @property
+    def arguments_class(self) -> type[LatentTrainingArguments]:
+        """Class of the training arguments."""
+        is_adversarial = self.model["model_type"] == AAEConfig.model_type
+        return AdversarialTrainingArguments if is_adversarial else LatentTrainingArguments
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -80,9 +93,11 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     _check_model_type("model.model_type", model_type)
     config_class = CONFIG_MAPPING[model_type]
     _check_keys("dataset.", sections["dataset"], DATASET_KEYS)
-    _check_keys("model.", sections["model"], ["model_type", *(field.name for field in fields(config_class))])
-    _check_keys("training.", sections["training"], [field.name for field in fields(LatentTrainingArguments)])
-    return Recipe(path, list(overrides or []), **sections)
+    known = ["model_type", "num_labels", *(field.name for field in fields(config_class))]
+    _check_keys("model.", sections["model"], known)
+    recipe = Recipe(path, list(overrides or []), **sections)
+    _check_keys("training.", sections["training"], [field.name for field in fields(recipe.arguments_class)])
+    return recipe
 
 
 def train_recipe(
@@ -112,18 +127,25 @@ def train_recipe(
         raise ValueError(f"cannot resume: {output_dir} holds no complete checkpoint (a folder checkpoint-<step>)")
     if not resume and last_checkpoint is not None:
         raise ValueError(f"{output_dir} holds {last_checkpoint.name} already: resume it, or name another output folder")
-    arguments = LatentTrainingArguments(output_dir=str(output_dir), **recipe.training)
+    arguments = recipe.arguments_class(output_dir=str(output_dir), **recipe.training)
     set_seed(arguments.seed)
     model, processor = _model_and_processor(recipe, checkpoint)
+    # The labels of validation images only measure; those of training images also teach, unless clusters are sought.
+    is_classifier = isinstance(model, AAEForImageClassification)
+    needs_labels = is_classifier or (isinstance(model.config, AAEConfig) and model.config.labelled_prior)
+    is_taught = needs_labels and model.config.num_clusters is None
     # Validation images are kept in memory even when they come from a stream: they are few, and needed every epoch.
     name, streaming = recipe.dataset["name"], recipe.dataset.get("streaming", False)
     training = load_images(name, "train", data_dir=data_dir, streaming=streaming)
     validation = load_images(name, "validation", data_dir=data_dir, streaming=streaming)
-    training_levels = _training_levels(training, processor, arguments.seed)
-    validation_levels = LevelsDataset(validation, processor)
+    training_levels = _training_levels(training, processor, arguments.seed, is_taught)
+    if "num_labelled" in recipe.dataset:
+        training_levels = _few_labels(recipe, training_levels, is_taught)
+    validation_levels = LevelsDataset(validation, processor, with_labels=needs_labels)
     # Only now, so that a mistake in the recipe leaves no folder behind.
     _make_writable(output_dir)
-    trainer = ELBOTrainer(
+    trainer_class = AdversarialTrainer if isinstance(model.config, AAEConfig) else ELBOTrainer
+    trainer = trainer_class(
         model,
         arguments,
         train_dataset=training_levels,
@@ -133,6 +155,9 @@ def train_recipe(
     # Noted before training: the source tree may move on during a long one.
     commit = git_commit()
     trainer.train(resume_from_checkpoint=str(last_checkpoint) if resume else None)
+    if is_classifier and not is_taught:
+        with trainer.evaluated_weights():
+            model.config.cluster_labels = name_clusters(model, validation_levels)
     trainer.save_model()
     if trainer.is_world_process_zero():
         record = run_record(trainer, recipe, checkpoint, commit)
@@ -140,14 +165,14 @@ def train_recipe(
     return output_dir
 
 
-def run_record(trainer: ELBOTrainer, recipe: Recipe, checkpoint: str | None, commit: str) -> dict:
+def run_record(trainer: LatentTrainer, recipe: Recipe, checkpoint: str | None, commit: str) -> dict:
     """The provenance of a trained model: recipe, command, time, hardware, versions, commit, and validation history."""
     # Folder and name: where the folder lies is nobody else's business.
     config = Path(*recipe.path.parts[-2:])
     command = ["python", "scripts/train.py", str(config), *recipe.overrides]
     command += ["--from", checkpoint] if checkpoint else []
-    keys = ("epoch", "step", "elapsed_seconds", "eval_bits_per_dim", "eval_distortion", "eval_rate")
-    evaluations = [entry for entry in trainer.state.log_history if "eval_bits_per_dim" in entry]
+    unwanted = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_beta")
+    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     return {
         "row": recipe.row,
         "config": str(config),
@@ -162,7 +187,7 @@ def run_record(trainer: ELBOTrainer, recipe: Recipe, checkpoint: str | None, com
         "training": recipe.training,
         "num_parameters": trainer.model.num_parameters(),
         "reference": recipe.reference,
-        "history": [{key: entry[key] for key in keys if key in entry} for entry in evaluations],
+        "history": [{key: value for key, value in entry.items() if key not in unwanted} for entry in evaluations],
     }
 
 
@@ -173,8 +198,9 @@ def _model_and_processor(recipe: Recipe, checkpoint: str | None) -> tuple[PreTra
         if overridden:
             raise ValueError(f"the model comes from {checkpoint}: its fields cannot be overridden, got {overridden}")
         try:
-            _check_model_type(f"the model type of {checkpoint}", AutoConfig.from_pretrained(checkpoint).model_type)
-            model = AutoModel.from_pretrained(checkpoint, use_safetensors=True)
+            config = AutoConfig.from_pretrained(checkpoint)
+            _check_model_type(f"the model type of {checkpoint}", config.model_type)
+            model = auto_class(config).from_pretrained(checkpoint, use_safetensors=True)
             return model, AutoImageProcessor.from_pretrained(checkpoint)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"cannot load a model from {checkpoint}: {error}") from error
@@ -184,16 +210,26 @@ def _model_and_processor(recipe: Recipe, checkpoint: str | None) -> tuple[PreTra
         num_channels=config.num_channels,
         num_levels=config.num_levels,
     )
-    return AutoModel.from_config(config), processor
+    return auto_class(config).from_config(config), processor
 
 
 def _training_levels(
-    images: Dataset | IterableDataset, processor: LevelsImageProcessor, seed: int
+    images: Dataset | IterableDataset, processor: LevelsImageProcessor, seed: int, with_labels: bool
 ) -> LevelsDataset | IterableDataset:
     """Levels of the training images: all in memory, or a stream that is shuffled through a buffer."""
     if isinstance(images, Dataset):
-        return LevelsDataset(images, processor)
-    return stream_levels(images.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER), processor)
+        return LevelsDataset(images, processor, with_labels)
+    return stream_levels(images.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER), processor, with_labels)
+
+
+def _few_labels(recipe: Recipe, levels: LevelsDataset | IterableDataset, is_taught: bool) -> FewLabelsDataset:
+    """The training images with few labels, as the `dataset` section says."""
+    if not is_taught or not isinstance(levels, LevelsDataset):
+        raise ValueError("dataset.num_labelled needs a model that learns from labels, and a data set in memory")
+    section = recipe.dataset
+    return FewLabelsDataset(
+        levels, section["num_labelled"], section.get("labelled_per_batch", 32), section.get("label_seed", 0)
+    )
 
 
 def _make_writable(folder: Path) -> None:
@@ -210,9 +246,8 @@ def _make_writable(folder: Path) -> None:
 
 def _check_model_type(field: str, model_type: str) -> None:
     """Raises `ValueError` unless a model type is one of this package."""
-    allowed = [name for name in CONFIG_MAPPING if name.startswith("latentgen")]
-    if model_type not in allowed:
-        raise ValueError(f"{field} must be one of {allowed}, got {model_type!r}")
+    if model_type not in MODEL_TYPES:
+        raise ValueError(f"{field} must be one of {MODEL_TYPES}, got {model_type!r}")
 
 
 def _check_keys(section: str, given: dict, allowed: Iterable[str]) -> None:

@@ -82,6 +82,15 @@ class LatentTrainer(Trainer):
         self._elapsed_before = 0.0
         self._started = time.monotonic()
         self.add_callback(_TrainerEvents(self))
+        if args.sample_epochs and self.is_fsdp_enabled:
+            # One process draws them, and would wait for the weights of the others for ever.
+            raise ValueError(
+                f"sample_epochs must be empty under FSDP, whose weights are sharded, got {args.sample_epochs}"
+            )
+        if args.sample_epochs and self.eval_dataset is not None:
+            with undisturbed_generator():
+                images = next(iter(self.get_eval_dataloader()))["pixel_values"][:NUM_RECONSTRUCTIONS]
+            self.add_callback(ImageGridCallback(args.sample_epochs, images, self.evaluated_weights))
 
     @property
     def elapsed_seconds(self) -> float:
@@ -209,15 +218,6 @@ class ELBOTrainer(LatentTrainer):
     def __init__(self, model: PreTrainedModel, args: LatentTrainingArguments, **kwargs):
         super().__init__(model, args, compute_metrics=self._evidence_metrics, **kwargs)
         self._config = model.config
-        if args.sample_epochs and self.is_fsdp_enabled:
-            # One process draws them, and would wait for the weights of the others for ever.
-            raise ValueError(
-                f"sample_epochs must be empty under FSDP, whose weights are sharded, got {args.sample_epochs}"
-            )
-        if args.sample_epochs and self.eval_dataset is not None:
-            with undisturbed_generator():
-                images = next(iter(self.get_eval_dataloader()))["pixel_values"][:NUM_RECONSTRUCTIONS]
-            self.add_callback(ImageGridCallback(args.sample_epochs, images, self.evaluated_weights))
 
     @property
     def beta(self) -> float:

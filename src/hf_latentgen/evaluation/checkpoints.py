@@ -1,0 +1,95 @@
+"""Loading a trained checkpoint: every file checked, every mistake named."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from hf_latentgen.models.configuration_aae import AAEConfig
+from hf_latentgen.models.configuration_vae import VAEConfig
+from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
+from hf_latentgen.models.modeling_aae_classification import AAEForImageClassification
+
+WEIGHTS = "model.safetensors"
+PROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
+MODEL_TYPES = (VAEConfig.model_type, AAEConfig.model_type)
+
+
+def auto_class(config: PreTrainedConfig) -> type:
+    """The Auto class that makes the model of a configuration: a field `architectures` names a classifier."""
+    is_classifier = AAEForImageClassification.__name__ in (config.architectures or [])
+    return AutoModelForImageClassification if is_classifier else AutoModel
+
+
+def load_checkpoint(checkpoint: str | Path) -> tuple[PreTrainedModel, LevelsImageProcessor]:
+    """The model, in `eval()` mode on the accelerator if there is one, and its image processor.
+
+    Args:
+        checkpoint: a folder, checked file by file, or a Hub id.
+
+    Raises:
+        FileNotFoundError: a file is missing from the folder.
+        ValueError: a file is truncated, of another model type, or the weights do not fit the configuration.
+    """
+    folder = Path(checkpoint)
+    if folder.is_dir():
+        _check_folder(folder)
+    config = AutoConfig.from_pretrained(checkpoint)
+    _check_model_type(config.model_type, folder)
+    try:
+        model, report = auto_class(config).from_pretrained(checkpoint, use_safetensors=True, output_loading_info=True)
+    except RuntimeError as error:
+        raise ValueError(f"{folder / WEIGHTS} does not fit config.json: {error}") from error
+    for problem in ("missing_keys", "unexpected_keys"):
+        if report[problem]:
+            raise ValueError(f"{folder / WEIGHTS} does not fit config.json, {problem}: {sorted(report[problem])}")
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    return model.to(device).eval(), AutoImageProcessor.from_pretrained(checkpoint)
+
+
+def read_run_record(folder: str | Path) -> dict:
+    """The contents of `folder/run.json`: how the checkpoint was trained.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON.
+    """
+    return _read_json(Path(folder, "run.json"), "training writes it beside the weights")
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises as `load_checkpoint` does, naming the file."""
+    _check_model_type(_read_json(folder / "config.json", "save_pretrained writes it").get("model_type"), folder)
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise FileNotFoundError(f"{weights} does not exist; a checkpoint holds config.json, {WEIGHTS} and a processor")
+    try:
+        with safe_open(weights, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(f"{weights} is truncated or corrupt: {error}") from error
+    if not any((folder / name).is_file() for name in PROCESSOR_CONFIGS):
+        raise FileNotFoundError(f"{folder} holds no image processor; one of {PROCESSOR_CONFIGS} must be there")
+
+
+def _check_model_type(model_type: str | None, folder: Path) -> None:
+    if model_type not in MODEL_TYPES:
+        raise ValueError(f"{folder / 'config.json'}: model_type must be one of {MODEL_TYPES}, got {model_type!r}")
+
+
+def _read_json(path: Path, origin: str) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; {origin}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error

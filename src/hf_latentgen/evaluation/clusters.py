@@ -1,0 +1,42 @@
+"""Clusters found without labels: their names, and the error they make as classes."""
+
+import torch
+
+from hf_latentgen.data import LevelsDataset
+from hf_latentgen.models.modeling_aae_classification import AAEForImageClassification
+
+
+@torch.no_grad()
+def name_clusters(model: AAEForImageClassification, validation: LevelsDataset, batch_size: int = 128) -> list[int]:
+    """The class of each cluster: the label of the validation image that belongs to it most surely.
+
+    Source: Makhzani et al. (2015), section 6.
+
+    Raises:
+        ValueError: the images have no labels.
+    """
+    if validation.labels is None:
+        raise ValueError("validation must hold labels: clusters get their names from them")
+    training = model.training
+    model.eval()
+    batches = validation.levels.split(batch_size)
+    probabilities = torch.cat([model.code_probabilities(batch.to(model.device)).cpu() for batch in batches])
+    model.train(training)
+    return validation.labels[probabilities.argmax(0)].tolist()
+
+
+@torch.no_grad()
+def classification_error(model: AAEForImageClassification, dataset: LevelsDataset, batch_size: int = 128) -> float:
+    """Fraction of images whose most likely class is not their label. The model is put into `eval()` mode.
+
+    Raises:
+        ValueError: the images have no labels.
+    """
+    if dataset.labels is None:
+        raise ValueError("dataset must hold labels to measure an error")
+    model.eval()
+    predicted = [
+        model(batch.to(model.device), return_loss=False).logits.argmax(1).cpu()
+        for batch in dataset.levels.split(batch_size)
+    ]
+    return float((torch.cat(predicted) != dataset.labels).float().mean())

@@ -1,0 +1,152 @@
+# Copyright 2026 The hf-latentgen authors. Apache-2.0.
+"""The adversarial autoencoder that classifies, with few labels or none."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_aae import AAEConfig
+from .distributions import DiagonalGaussian, OneHot, PointMass
+from .modeling_aae import UNLABELLED, AAEModel, AAEOutput, Adversary
+from .modeling_image_autoencoder import check_at_least
+from .networks import Discriminator
+
+
+class AAEForImageClassification(AAEModel):
+    """Semi-supervised adversarial autoencoder: a class code and a style, each with its own discriminator.
+
+    The encoder gives the probabilities of the classes y and a style z; the decoder reads both. One discriminator drives
+    y to the corners of the simplex, all equally likely, the other drives z to its prior. Images with a label add their
+    cross-entropy. Without any labels and with `num_clusters` the classes are clusters, which get their names later.
+
+    Source: Makhzani et al. (2015), sections 5 and 6.
+    """
+
+    def __init__(self, config: AAEConfig):
+        if config.labelled_prior:
+            raise ValueError("labelled_prior must be False for AAEForImageClassification, whose class code is separate")
+        super().__init__(config)
+
+    def _make_networks(self) -> None:
+        config = self.config
+        self.num_codes = config.num_clusters or config.num_labels
+        super()._make_networks(self.num_codes)
+        self.class_prior = OneHot(self.num_codes, self.num_codes)
+        self.class_discriminator = Discriminator(self.num_codes, config.discriminator_channels)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        sample_posterior: bool | None = None,
+        sample_prior: bool | None = None,
+        generator: torch.Generator | None = None,
+        return_loss: bool = True,
+    ) -> AAEOutput:
+        """The losses of each image, the class logits, and the objective.
+
+        Arguments as in [`AAEModel.forward`], but every label other than -100 adds
+        `supervised_weight * cross-entropy` to the objective; the sum over labelled images is divided by the whole
+        batch.
+
+        Raises:
+            ValueError: bad levels, labels out of range, or labels for a model with `num_clusters`.
+        """
+        self._check_levels(pixel_values)
+        self._check_labels(labels, len(pixel_values))
+        if labels is not None and self.config.num_clusters is not None:
+            raise ValueError(
+                f"labels must be None with num_clusters={self.config.num_clusters}: clusters have no labels"
+            )
+        code_logits, parameters = self._encode(pixel_values).tensor_split([self.num_codes], 1)
+        posterior = self._posterior(parameters)
+        styles = posterior.sample(generator) if self._stochastic(sample_posterior) else posterior.mean
+        classes = code_logits.softmax(1)
+        output = self._decoded_output(pixel_values, torch.cat([classes, styles], 1))
+        adversaries = [
+            Adversary(styles, self.discriminator, self.prior, None),
+            Adversary(classes, self.class_discriminator, self.class_prior, None),
+        ]
+        self._judge(output, adversaries, self._stochastic(sample_prior), generator)
+        output.logits = self._class_logits(code_logits)
+        if labels is not None:
+            output.supervised_loss = F.cross_entropy(code_logits, labels, ignore_index=UNLABELLED, reduction="none")
+        if return_loss:
+            output.loss = self._objective(output)
+        return output
+
+    def encode(self, pixel_values: Tensor) -> DiagonalGaussian | PointMass:
+        """The posterior of the style of each image. Mean and standard deviation [B, latent_dim]."""
+        self._check_levels(pixel_values)
+        return self._posterior(self._encode(pixel_values)[:, self.num_codes :])
+
+    def posterior(self, pixel_values: Tensor) -> PointMass:
+        """Class probabilities and the mean of the style of each image, concatenated. [B, num_codes + latent_dim]."""
+        self._check_levels(pixel_values)
+        code_logits, parameters = self._encode(pixel_values).tensor_split([self.num_codes], 1)
+        return PointMass(torch.cat([code_logits.softmax(1), self._posterior(parameters).mean], 1))
+
+    @torch.no_grad()
+    def code_probabilities(self, pixel_values: Tensor) -> Tensor:
+        """Probability of each class code (each cluster, for a model with clusters) of each image. [B, num_codes]."""
+        return self.posterior(pixel_values).mean[:, : self.num_codes]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num_images: int,
+        generator: torch.Generator | None = None,
+        output: str = "sample",
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Images of drawn styles and class codes, as levels. [num_images, C, H, W].
+
+        Arguments as in [`AAEModel.sample`]; `labels` are the class codes (clusters, for a model with clusters), drawn
+        when None.
+
+        Raises:
+            ValueError: an argument is out of range.
+        """
+        check_at_least("num_images", num_images, 1)
+        like = torch.empty(0, device=self.device)
+        if labels is not None:
+            wrong = tuple(labels.shape) != (num_images,) or ((labels < 0) | (labels >= self.num_codes)).any()
+            if wrong:
+                allowed = f"{num_images} class codes in 0 ... {self.num_codes - 1}"
+                raise ValueError(f"labels must be {allowed}, got {labels.tolist()}")
+        classes = self.class_prior.sample(num_images, like, generator, labels)
+        styles = self.prior.sample(num_images, like, generator)
+        return self.decode(torch.cat([classes, styles], 1)).draw(output, generator)
+
+    @torch.no_grad()
+    def style_grid(self, num_styles: int, generator: torch.Generator | None = None, output: str = "mean") -> Tensor:
+        """Images of drawn styles, each with every class code, as levels. [num_styles * num_codes, C, H, W].
+
+        Row by row: one style a row, one class a column. Source: Makhzani et al. (2015), figure 7.
+
+        Raises:
+            ValueError: `num_styles` is below 1, or the output is unknown.
+        """
+        check_at_least("num_styles", num_styles, 1)
+        like = torch.empty(0, device=self.device)
+        styles = self.prior.sample(num_styles, like, generator).repeat_interleave(self.num_codes, 0)
+        classes = torch.eye(self.num_codes, device=self.device).repeat(num_styles, 1)
+        return self.decode(torch.cat([classes, styles], 1)).draw(output, generator)
+
+    def _class_logits(self, code_logits: Tensor) -> Tensor:
+        """Logits of the classes: those of the codes, or of named clusters summed over the clusters of a class."""
+        names = self.config.cluster_labels
+        if names is None:
+            return code_logits
+        member = F.one_hot(torch.as_tensor(names, device=code_logits.device), self.config.num_labels).bool()
+        # A class without a cluster gets a very low, finite logit.
+        log_probabilities = code_logits.log_softmax(1).unsqueeze(2).expand(-1, -1, self.config.num_labels)
+        return log_probabilities.masked_fill(~member, -1e4).logsumexp(1)
+
+    def _objective(self, output: AAEOutput) -> Tensor:
+        objective = super()._objective(output)
+        if output.supervised_loss is not None:
+            objective = objective + self.config.supervised_weight * output.supervised_loss.mean()
+        return objective

@@ -1,0 +1,169 @@
+"""The trainer of adversarial autoencoders."""
+
+import torch
+from torch import Tensor
+from transformers import EvalPrediction, TrainerCallback
+from transformers.utils import logging
+
+from hf_latentgen.models.modeling_aae import UNLABELLED, AAEModel, AAEOutput
+from hf_latentgen.training.arguments import AdversarialTrainingArguments
+from hf_latentgen.training.trainer import LatentTrainer
+
+logger = logging.get_logger(__name__)
+
+# A discriminator that is right this often, for this many steps, gives the encoder no gradient to follow.
+WINNING_ACCURACY = 0.99
+WINNING_STEPS = 1000
+# Standard deviation over a batch of the decoder output, averaged over pixels, below which all images are one.
+CONSTANT_SPREAD = 1e-3
+# Parts of an output that are logged, one number for each image.
+PER_IMAGE = (
+    "reconstruction_loss",
+    "distortion",
+    "generator_loss",
+    "real_loss",
+    "fake_loss",
+    "discriminator_accuracy",
+    "supervised_loss",
+)
+
+
+def is_discriminator(name: str) -> bool:
+    """Whether a parameter of this name belongs to a discriminator."""
+    return name.split(".")[0].endswith("discriminator")
+
+
+class AdversarialTrainer(LatentTrainer):
+    """Trains an [`AAEModel`] and its discriminators with one backward pass and one optimizer step.
+
+    The order of the course and the paper is: a step of the autoencoder, then one of the discriminator on the codes that
+    the autoencoder had computed before its step. The gradients of the two are disjoint and belong to the same weights,
+    so that taking both steps at once is the same. The optimizer has a group of parameters for each player.
+
+    Logged for train, and with the prefix `eval_` for evaluation: `reconstruction_loss`, `generator_loss`, `real_loss`,
+    `fake_loss`, `discriminator_loss`, `discriminator_accuracy`, `decoded_spread`, and where there are any `distortion`,
+    `supervised_loss` and `error`. Train logs also have the norm of the gradient of each player at the logged step.
+
+    It warns once when the discriminator has won, and when the decoder gives the same image for every code.
+    """
+
+    args: AdversarialTrainingArguments
+    model: AAEModel
+
+    def __init__(self, model: AAEModel, args: AdversarialTrainingArguments, **kwargs):
+        super().__init__(model, args, compute_metrics=self._adversarial_metrics, **kwargs)
+        weight = model.config.reconstruction_weight
+        # Parameters without a gradient must not wait for one on other processes.
+        for name, parameter in model.named_parameters():
+            if (weight == 1 and is_discriminator(name)) or (weight == 0 and name.startswith("decoder.")):
+                parameter.requires_grad_(False)
+        self._winning_since: int | None = None
+        self._warned: set[str] = set()
+        self.add_callback(_GradientNorms(self))
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """The optimizer of the training arguments, with a group of parameters for each player."""
+        if self.optimizer is None:
+            args = self.args
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, self.model)
+            rate = args.learning_rate if args.discriminator_learning_rate is None else args.discriminator_learning_rate
+            discriminator: dict = {"lr": rate}
+            if "betas" in options:
+                discriminator["betas"] = (args.discriminator_beta1, options["betas"][1])
+            groups = []
+            for players, own in ((self.players(False), {}), (self.players(True), discriminator)):
+                if players:
+                    groups.append({"params": players, "weight_decay": args.weight_decay, **own})
+            self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
+
+    def players(self, discriminators: bool) -> list[torch.nn.Parameter]:
+        """The trained parameters of the discriminators, or those of the autoencoder."""
+        return [
+            parameter
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad and is_discriminator(name) == discriminators
+        ]
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The objective of both players, and the model's output when asked for. Scalar."""
+        outputs = model(**inputs, sample_posterior=True, sample_prior=True)
+        parts = {name: outputs[name].mean() for name in PER_IMAGE if outputs.get(name) is not None}
+        if outputs.real_loss is not None:
+            parts["discriminator_loss"] = (parts["real_loss"] + parts["fake_loss"]) / 2
+        self.record(**parts, decoded_spread=decoded_spread(outputs))
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The loss, the parts of it for each image [B], and no labels, for one batch of an evaluation."""
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.get("labels")
+        if self.model.config.num_clusters is not None:
+            inputs = {name: value for name, value in inputs.items() if name != "labels"}
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**inputs, sample_posterior=True, sample_prior=True, generator=self._evaluation_generator)
+        parts = {name: outputs[name] for name in PER_IMAGE if outputs.get(name) is not None}
+        # One number a batch, repeated for its images.
+        parts["decoded_spread"] = decoded_spread(outputs).expand(len(outputs.latents))
+        if (
+            labels is not None
+            and outputs.logits is not None
+            and outputs.logits.shape[1] == self.model.config.num_labels
+        ):
+            wrong = (outputs.logits.argmax(1) != labels).float()
+            parts["error"] = torch.where(labels == UNLABELLED, torch.nan, wrong)
+        return outputs.loss, parts, ()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs, and warns when the game is over."""
+        super().log(logs, start_time)
+        if "discriminator_accuracy" in logs:
+            step = self.state.global_step
+            if logs["discriminator_accuracy"] <= WINNING_ACCURACY:
+                self._winning_since = None
+            elif self._winning_since is None:
+                self._winning_since = step - self.args.logging_steps
+            if self._winning_since is not None and step - self._winning_since >= WINNING_STEPS:
+                self._warn(
+                    f"the discriminator has been right in {logs['discriminator_accuracy']:.1%} of its decisions since "
+                    f"step {max(self._winning_since, 0)}: it has won, and the codes no longer move towards the prior. "
+                    "Lower discriminator_learning_rate, or give it noise (discriminator_noise_std)"
+                )
+        if logs.get("decoded_spread", 1.0) < CONSTANT_SPREAD:
+            self._warn(
+                f"the decoder gives the same image for every code (standard deviation {logs['decoded_spread']:.1e} "
+                f"at step {self.state.global_step}): it has collapsed. Lower learning_rate"
+            )
+
+    def _warn(self, message: str) -> None:
+        kind = message.split(" ")[1]
+        if kind not in self._warned and self.is_world_process_zero():
+            self._warned.add(kind)
+            logger.warning(message)
+
+    def _adversarial_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        parts = {name: values.astype("float64") for name, values in prediction.predictions.items()}
+        metrics = {name: float(values[values == values].mean()) for name, values in parts.items()}
+        if "real_loss" in metrics:
+            metrics["discriminator_loss"] = (metrics["real_loss"] + metrics["fake_loss"]) / 2
+        return metrics
+
+
+def decoded_spread(outputs: AAEOutput) -> Tensor:
+    """Standard deviation over the batch of the decoder's output, averaged over its elements. Scalar."""
+    decoded = outputs.decoded.detach()
+    return torch.ones((), device=decoded.device) if len(decoded) == 1 else decoded.std(0).mean()
+
+
+class _GradientNorms(TrainerCallback):
+    """Records the norm of the gradient of each player before a step that will be logged."""
+
+    def __init__(self, trainer: AdversarialTrainer):
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if (state.global_step + 1) % max(state.logging_steps, 1) == 0:
+            for discriminators, name in ((False, "autoencoder"), (True, "discriminator")):
+                gradients = [player.grad for player in self.trainer.players(discriminators) if player.grad is not None]
+                if gradients:
+                    self.trainer.record(**{f"{name}_grad_norm": torch.nn.utils.get_total_norm(gradients)})
