@@ -8,7 +8,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_latentgen.cards.model_card import NAMESPACE, card_text, cards_index, read_results, results_table
+from hf_latentgen.cards.model_card import NAMESPACE, card_text, read_results
+from hf_latentgen.cards.tables import cards_index, results_table
 
 BEGIN, END = "<!-- results: rendered by make cards -->", "<!-- /results -->"
 

@@ -32,6 +32,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--classifier", help="in-domain classifier that judges the samples of an AAE (default: no such scores)"
     )
+    parser.add_argument(
+        "--draws", nargs="+", default=[], help="folders of the same recipe trained with other draws of the labels"
+    )
     parser.add_argument("--data-dir", "--data_dir", help="folder with local data files (default: $HF_LATENTGEN_DATA)")
     parser.add_argument("--seed", type=int, default=0, help="of every random number (default: 0)")
     arguments = parser.parse_args(argv)
@@ -44,6 +47,7 @@ def main(argv: list[str] | None = None) -> None:
             num_importance_samples=arguments.num_importance_samples,
             compile_likelihood=arguments.compile,
             classifier=arguments.classifier,
+            draws=arguments.draws,
             data_dir=arguments.data_dir,
             seed=arguments.seed,
             command=command_line(parser, arguments),
@@ -64,6 +68,7 @@ def command_line(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         value = vars(arguments)[name]
         if value != parser.get_default(name):
             words += [f"--{name.replace('_', '-')}", str(value)]
+    words += ["--draws", *(f"runs/{Path(draw).name}" for draw in arguments.draws)] if arguments.draws else []
     words += ["--compile"] if arguments.compile else []
     return shlex.join(words)
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from hf_latentgen.training.recipes import load_recipe, train_recipe
 from hf_latentgen.training.trainer import TRAINING_WEIGHTS, complete_checkpoints
+from training_common import assert_same_checkpoint, assert_same_state, steps_of
 
 RECIPE = """
 dataset: {name: digits}
@@ -32,44 +33,6 @@ training:
   save_steps: 5
   logging_steps: 1
 """
-
-
-def assert_same_state(first, second):
-    """Two nested states, such as an optimizer's, are equal to the last bit."""
-    if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second)
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys()
-        for name in first:
-            assert_same_state(first[name], second[name])
-    elif isinstance(first, list | tuple):
-        assert len(first) == len(second)
-        for pair in zip(first, second, strict=True):
-            assert_same_state(*pair)
-    else:
-        assert first == second
-
-
-def assert_same_checkpoint(first, second):
-    names = {path.name for path in first.iterdir()}
-    assert names == {path.name for path in second.iterdir()}
-    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= names
-    for name in names:
-        if name.endswith(".safetensors"):
-            assert_same_state(load_file(first / name), load_file(second / name))
-        elif name.endswith(".pt"):
-            assert_same_state(torch.load(first / name), torch.load(second / name))
-        elif name == "rng_state.pth":
-            # The state of NumPy's generator is no plain tensor.
-            states = [torch.load(folder / name, weights_only=False) for folder in (first, second)]
-            assert torch.equal(states[0]["cpu"], states[1]["cpu"])
-            assert states[0]["python"] == states[1]["python"]
-
-
-def steps_of(history):
-    times = ("elapsed_seconds", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
-    entries = [entry for entry in history if "loss" in entry or "eval_loss" in entry]
-    return [{name: value for name, value in entry.items() if name not in times} for entry in entries]
 
 
 @pytest.mark.parametrize(

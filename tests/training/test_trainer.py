@@ -4,43 +4,13 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import TrainerCallback
 
 from hf_latentgen import ELBOTrainer, VAEModel
 from hf_latentgen.training.trainer import TRAINING_WEIGHTS
+from training_common import AtStep, assert_equal_weights, fill, weights_of
 
 NATS_PER_BIT_PER_DIM = 64 * math.log(2)
 PARTS = ("distortion", "rate", "bits_per_dim", "beta")
-
-
-class AtStep(TrainerCallback):
-    """Calls a function with the model before the given step, or after each step when none is given."""
-
-    def __init__(self, action, before=None):
-        self.action, self.before = action, before
-
-    def on_step_begin(self, args, state, control, model=None, **kwargs):
-        if state.global_step + 1 == self.before:
-            self.action(model)
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        if self.before is None:
-            self.action(model)
-
-
-def weights_of(model):
-    return {name: weight.detach().clone() for name, weight in model.state_dict().items()}
-
-
-def assert_equal_weights(first, second):
-    assert first.keys() == second.keys()
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
-
-
-def fill(model, value):
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.fill_(value)
 
 
 def multiply(model, factor):

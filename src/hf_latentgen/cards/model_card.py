@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from transformers import AutoConfig
 
 TASK = "unconditional-image-generation"
+CLASSIFIER_TASK = "image-classification"
 NAMESPACE = "hf-latentgen"
 REQUIRED_KEYS = (
     *("row", "config", "seed", "dataset", "split", "num_images", "metrics", "reference", "floor", "num_parameters"),
@@ -52,9 +54,24 @@ METRICS = {
     "linear_probe_accuracy": Metric("Linear probe on the latent means, accuracy", "fraction", 4, "measurement"),
     "reconstruction_mse": Metric("Reconstruction, mean squared error", "levels scaled to [0, 1]", 5, "measurement"),
     "test_error": Metric("Classification error", "fraction", 4, "measurement"),
+    "test_error_mean": Metric("Classification error, mean over draws of the labels", "fraction", 4, "measurement"),
+    "test_error_std": Metric("Classification error, standard deviation over draws", "fraction", 4, "measurement"),
+    "reconstruction_mse_minus1_1": Metric("Reconstruction, mean squared error", "values on [-1, 1]", 4, "measurement"),
+    "code_max_abs_mean": Metric("Codes, largest absolute mean of a dimension", "", 3, "measurement"),
+    "code_min_std": Metric("Codes, least standard deviation of a dimension", "", 3, "measurement"),
+    "code_max_std": Metric("Codes, largest standard deviation of a dimension", "", 3, "measurement"),
+    "code_energy_distance": Metric("Codes to prior, energy distance", "", 4, "measurement"),
+    "code_energy_p_value": Metric("Codes to prior, p-value of the energy distance", "", 3, "measurement"),
+    "parzen_nats": Metric("Parzen-window log-likelihood, 10,000 samples", "nats", 1, "not a measure of quality"),
+    "in_domain_frechet_distance": Metric("Frechet distance, in-domain classifier", "", 2, "measurement"),
+    "class_histogram_kl_nats": Metric("Classes of samples to those of the data, KL", "nats", 4, "measurement"),
+    "in_domain_coverage": Metric("Coverage, in-domain features", "fraction", 3, "measurement"),
+    "in_domain_recall": Metric("Recall, in-domain features", "fraction", 3, "measurement"),
+    "in_domain_precision": Metric("Precision, in-domain features", "fraction", 3, "measurement"),
+    "in_domain_density": Metric("Density, in-domain features", "", 3, "measurement"),
     "bits_per_byte": Metric("Bits per byte", "bits/byte", 4, "exact"),
 }
-SAMPLES_OF_EPOCH = re.compile(r"samples_epoch_(\d+)\.png")
+PICTURE_OF_EPOCH = re.compile(r"(samples|reconstructions)_epoch_(\d+)\.png")
 # The number of samples is part of the name, as in nll_nats_iw500.
 IMPORTANCE_ESTIMATE = re.compile(r"(nll_nats|bits_per_dim)_iw(\d+)")
 
@@ -96,15 +113,16 @@ DATA_SOURCES = {
 }
 
 CAPTIONS = {
-    "samples.png": "Samples from the prior, each pixel drawn from the decoded distribution",
+    "samples.png": "Samples from the prior",
     "samples_mode.png": "The same latents, the most likely level of each pixel",
     "samples_mean.png": "The same latents, the mean level of each pixel",
     "samples_above_nearest_training_images.png": "Samples, each above the training image nearest to it",
-    "reconstructions.png": "Test images, each above its reconstruction from the posterior mean",
+    "reconstructions.png": "Test images, each above its reconstruction from the latent mean",
     "interpolations.png": "Decoder means on the line between the latents of two test images, one pair a row",
     "manifold.png": "Decoder means over the latent plane, at equally spaced normal quantiles",
-    "latents.png": "Posterior means of the test images, one colour per class",
-    "history.png": "Validation bits per dimension against epochs",
+    "styles.png": "One style a row, one class code a column",
+    "latents.png": "Latent means of the test images, one colour per class",
+    "history.png": "Validation score against epochs",
 }
 
 
@@ -154,18 +172,18 @@ def render_card(results: dict, repo_id: str, pictures: Sequence[str] | None = No
         ValueError: a key is missing, or there is no template for the model family.
     """
     check_results(results, f"results.json of {results.get('row', 'a row without a name')}")
-    template = Path(__file__).parent / f"{family(results)}.md.jinja"
-    if not template.is_file():
-        known = sorted(path.name for path in template.parent.glob("*.md.jinja"))
+    folder, template = Path(__file__).parent, f"{family(results)}.md.jinja"
+    if not (folder / template).is_file():
+        known = sorted(path.name for path in folder.glob("*.md.jinja"))
         raise ValueError(f"model.model_type {results['model']['model_type']!r} has no template, there are {known}")
     pictures = ["samples.png", "reconstructions.png", "history.png"] if pictures is None else list(pictures)
     config = AutoConfig.for_model(**results["model"])
     data = data_source(results["dataset"])
     # Not every row has further numbers that tell whether to trust its scores.
     diagnostics = results.get("diagnostics", {})
-    return ModelCard.from_template(
-        _metadata(results, data, pictures),
-        template_path=str(template),
+    environment = Environment(loader=FileSystemLoader(folder), undefined=StrictUndefined, keep_trailing_newline=True)
+    text = environment.get_template(template).render(
+        card_data=_metadata(results, data, pictures).to_yaml(),
         repo_id=repo_id,
         results=results,
         config=config,
@@ -176,9 +194,14 @@ def render_card(results: dict, repo_id: str, pictures: Sequence[str] | None = No
             (entry["name"], f"{entry['value']:g}", describe_metric(entry["metric"]), entry["source"])
             for entry in results["reference"]
         ],
-        best_floor=_best_floor(results),
+        best_floor=best_floor(results),
         floors=[(FLOORS.get(key, _words(key)), f"{value:.4f}") for key, value in results["floor"].items()],
         history=_history_summary(results["history"]),
+        history_title=f"validation {_history_metric(results['history'])[1]}",
+        is_classifier=_is_classifier(results),
+        model_class=_model_class(results),
+        num_labelled=results.get("num_labelled"),
+        runs=[f"{error:.4f}" for error in results.get("test_errors_of_draws", [])],
         num_parameters=f"{results['num_parameters']:,}",
         num_images=f"{results['num_images']:,}",
         train_time=duration(results["train_seconds"]),
@@ -189,6 +212,8 @@ def render_card(results: dict, repo_id: str, pictures: Sequence[str] | None = No
         environment=_show(results["versions"]),
         hardware=_show(results["hardware"]),
     )
+    # Blocks of a template that are empty leave their line breaks behind.
+    return ModelCard(re.sub(r"\n{3,}", "\n\n", text))
 
 
 def card_text(folder: str | Path, repo_id: str) -> str:
@@ -198,9 +223,9 @@ def card_text(folder: str | Path, repo_id: str) -> str:
 
 def _caption(name: str) -> str:
     """What the picture of this name shows."""
-    if match := SAMPLES_OF_EPOCH.fullmatch(name):
-        epoch = int(match.group(1))
-        return f"Samples after {epoch} epoch{'s' if epoch > 1 else ''}" if epoch else "Samples before training"
+    if match := PICTURE_OF_EPOCH.fullmatch(name):
+        kind, epoch = match.group(1).capitalize(), int(match.group(2))
+        return f"{kind} after {epoch} epoch{'s' if epoch > 1 else ''}" if epoch else f"{kind} before training"
     return CAPTIONS.get(name, _words(name.removesuffix(".png")))
 
 
@@ -228,10 +253,17 @@ def data_source(dataset: str) -> DataSource:
 
 
 def headline(results: dict) -> str:
-    """The first score of a row with its unit, as in "0.5190 bits/dim". Empty if nothing was measured."""
-    for key, value in results["metrics"].items():
-        metric = describe_metric(key)
-        return f"{metric.show(value)} {metric.unit}"
+    """The main score of a row, as in "0.5190 bits/dim" or "classification error 0.0310". Empty if nothing was measured.
+
+    It is the first one measured, but the mean over draws of the labels where there were several.
+    """
+    for key in ("test_error_mean", *results["metrics"]):
+        if key in results["metrics"]:
+            metric = describe_metric(key)
+            value = metric.show(results["metrics"][key])
+            if metric.unit in ("bits/dim", "nats", "bits/byte"):
+                return f"{value} {metric.unit}"
+            return f"{metric.title[0].lower()}{metric.title[1:]} {value}"
     return ""
 
 
@@ -244,52 +276,16 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
-def results_table(rows: Sequence[dict], folder: str = "model_cards") -> str:
-    """A Markdown table of all rows, one line each, that links to the cards in `folder`.
-
-    The reference is the first one in bits per dimension or, without any, the first one.
-    """
-    numbers = "Parameters | Bits/dim (bound) | Nats (bound) | Nats (tighter bound) | Reference | Best floor | Training"
-    lines = [f"| Row | Data | {numbers} |", f"|---|---|{'--:|' * 7}"]
-    for results in rows:
-        cells = (
-            f"[{results['row']}]({folder}/{results['row']}/README.md)",
-            _data_title(results),
-            f"{results['num_parameters']:,}",
-            _cell(results, "bits_per_dim"),
-            _cell(results, "negative_elbo_nats"),
-            "; ".join(_tighter_bounds(results)) or "-",
-            _main_reference(results),
-            f"{_best_floor(results)[1]:.4f}" if results["floor"] else "-",
-            duration(results["train_seconds"]),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def cards_index(rows: Sequence[dict]) -> str:
-    """The Markdown page that lists all rows by family, with a thumbnail and the score of each."""
-    lines = ["# Model cards", "", "Rendered by `make cards` from the `results.json` of each folder.", ""]
-    for name in sorted({family(results) for results in rows}):
-        lines += [f"## {name.upper()}", "", "| | Row | Data | Parameters | Score |", "|---|---|---|--:|--:|"]
-        for results in (results for results in rows if family(results) == name):
-            row = results["row"]
-            picture = f'<img src="{row}/images/samples.png" width="160" alt="samples of {row}">'
-            cells = (picture, f"[{row}]({row}/README.md)", _data_title(results), f"{results['num_parameters']:,}")
-            lines.append(f"| {' | '.join(cells)} | {headline(results)} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
 def _metadata(results: dict, data: DataSource, pictures: Sequence[str]) -> ModelCardData:
     scores = {key: value for key, value in results["metrics"].items() if not key.endswith(STANDARD_ERROR)}
+    task = CLASSIFIER_TASK if _is_classifier(results) else TASK
     # Of a local data set only the name of its folder is told, not where it lies.
     dataset_tag = Path(results["dataset"]).name.replace("_", "-").lower()
     eval_results = [
         EvalResult(
-            task_type=TASK,
+            task_type=task,
             dataset_type=data.hub_id or Path(results["dataset"]).name,
-            dataset_name=_data_title(results),
+            dataset_name=data_title(results),
             dataset_split=results["split"],
             metric_type=key,
             metric_name=f"{describe_metric(key).title} ({describe_metric(key).kind})",
@@ -300,7 +296,7 @@ def _metadata(results: dict, data: DataSource, pictures: Sequence[str]) -> Model
     return ModelCardData(
         license="apache-2.0",
         library_name="transformers",
-        pipeline_tag=TASK,
+        pipeline_tag=task,
         model_name=results["row"],
         tags=["hf_latentgen", family(results), "image-generation", dataset_tag],
         datasets=[data.hub_id] if data.hub_id else None,
@@ -319,12 +315,12 @@ def _score_rows(results: dict) -> list[tuple[str, str, str, str, str]]:
         metric = describe_metric(key)
         title = f"{metric.title} ({metric.unit})" if metric.unit else metric.title
         is_comparable = key == "bits_per_dim" and results["floor"]
-        floor = "{1:.4f} ({0})".format(*_best_floor(results)) if is_comparable else ""
-        rows.append((title, metric.kind, _cell(results, key), _reference_cell(results, key), floor))
+        floor = "{1:.4f} ({0})".format(*best_floor(results)) if is_comparable else ""
+        rows.append((title, metric.kind, cell(results, key), _reference_cell(results, key), floor))
     return rows
 
 
-def _cell(results: dict, key: str) -> str:
+def cell(results: dict, key: str) -> str:
     """A score with its standard error where there is one, or "-"."""
     metrics = results["metrics"]
     if key not in metrics:
@@ -339,19 +335,7 @@ def _reference_cell(results: dict, key: str) -> str:
     return "; ".join(f"{entry['value']:g}" for entry in entries)
 
 
-def _main_reference(results: dict) -> str:
-    if not results["reference"]:
-        return "-"
-    entry = min(results["reference"], key=lambda entry: entry["metric"] != "bits_per_dim")
-    return f"{entry['value']:g} {describe_metric(entry['metric']).unit} ({entry['name']})"
-
-
-def _tighter_bounds(results: dict) -> list[str]:
-    matches = ((IMPORTANCE_ESTIMATE.fullmatch(key), key) for key in results["metrics"])
-    return [f"{_cell(results, key)} (K = {match[2]})" for match, key in matches if match and match[1] == "nll_nats"]
-
-
-def _best_floor(results: dict) -> tuple[str, float]:
+def best_floor(results: dict) -> tuple[str, float]:
     """Description and bits per dimension of the best code without a network."""
     if not results["floor"]:
         return "", float("inf")
@@ -359,18 +343,38 @@ def _best_floor(results: dict) -> tuple[str, float]:
     return FLOORS.get(key, _words(key)), results["floor"][key]
 
 
-def _data_title(results: dict) -> str:
+def data_title(results: dict) -> str:
+    """Title of the data set and the number of levels of a row."""
     return f"{data_source(results['dataset']).title}, {results['model']['num_levels']} levels"
+
+
+def _history_metric(history: Sequence[dict]) -> tuple[str, str]:
+    """Name and title of the score that the evaluations of a history have in common."""
+    scored = {name for entry in history for name in entry}
+    if "eval_reconstruction_loss" in scored:
+        return "eval_reconstruction_loss", "reconstruction loss"
+    return "eval_bits_per_dim", "bits/dim"
 
 
 def _history_summary(history: Sequence[dict]) -> str:
     """First and best validation score with their epochs. Empty without any."""
-    scored = [entry for entry in history if "eval_bits_per_dim" in entry]
+    name, _ = _history_metric(history)
+    scored = [entry for entry in history if name in entry]
     if not scored:
         return ""
-    best = min(scored, key=lambda entry: entry["eval_bits_per_dim"])
-    first, best = (f"{entry['eval_bits_per_dim']:.4f} (epoch {entry['epoch']:g})" for entry in (scored[0], best))
+    best = min(scored, key=lambda entry: entry[name])
+    first, best = (f"{entry[name]:.4f} (epoch {entry['epoch']:g})" for entry in (scored[0], best))
     return f"{first} at the first evaluation, {best} at the best"
+
+
+def _is_classifier(results: dict) -> bool:
+    return "Classification" in _model_class(results)
+
+
+def _model_class(results: dict) -> str:
+    """Name of the class that loads the model."""
+    default = {"vae": "VAEModel", "aae": "AAEModel"}.get(family(results), "")
+    return (results["model"].get("architectures") or [default])[0]
 
 
 def _evaluation_summary(evaluation: dict) -> str:

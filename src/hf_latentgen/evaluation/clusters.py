@@ -30,10 +30,12 @@ def classification_error(model: AAEForImageClassification, dataset: LevelsDatase
     """Fraction of images whose most likely class is not their label. The model is put into `eval()` mode.
 
     Raises:
-        ValueError: the images have no labels.
+        ValueError: the images have no labels, or the model's clusters no names.
     """
     if dataset.labels is None:
         raise ValueError("dataset must hold labels to measure an error")
+    if model.config.num_clusters is not None and model.config.cluster_labels is None:
+        raise ValueError("cluster_labels must be set before an error is measured: see name_clusters")
     model.eval()
     predicted = [
         model(batch.to(model.device), return_loss=False).logits.argmax(1).cpu()

@@ -4,10 +4,12 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from datasets import Dataset
 from omegaconf import OmegaConf
@@ -17,6 +19,7 @@ from hf_latentgen.data import LevelsDataset, load_images
 from hf_latentgen.evaluation import aae, vae
 from hf_latentgen.evaluation.baselines import floor_scores
 from hf_latentgen.evaluation.checkpoints import PROCESSOR_CONFIGS, WEIGHTS, load_checkpoint, read_run_record
+from hf_latentgen.evaluation.clusters import classification_error
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.models.modeling_aae_classification import AAEForImageClassification
@@ -35,6 +38,7 @@ def evaluate_checkpoint(
     num_importance_samples: int = 500,
     compile_likelihood: bool = False,
     classifier: str | Path | None = None,
+    draws: Sequence[str | Path] = (),
     data_dir: str | None = None,
     seed: int = 0,
     command: str = "",
@@ -52,6 +56,8 @@ def evaluate_checkpoint(
         compile_likelihood: compile the pass of that estimate; on a CPU it needs a C++ compiler.
         classifier: folder or Hub id of the in-domain classifier that judges the samples of an adversarial autoencoder;
             without one these scores are left out.
+        draws: classifiers of the same recipe trained with other draws of the labelled images; their errors, with that
+            of the checkpoint, give a mean and a spread.
         data_dir: folder with local data files.
         seed: of every random number.
         command: what was typed, for the record.
@@ -73,6 +79,7 @@ def evaluate_checkpoint(
         name = run["dataset"]["name"]
         test, train = (_load(name, part, processor, data_dir) for part in (split, "train"))
         validation = _load(name, "validation", processor, data_dir)
+        errors = []
         if isinstance(model, VAEModel):
             seen = torch.cat([train.levels, validation.levels]).numpy()
             floor = floor_scores(seen, test.levels.numpy(), model.config.num_levels)
@@ -86,6 +93,11 @@ def evaluate_checkpoint(
             floor = {}
             judge = None if classifier is None else _load_classifier(classifier)
             metrics, diagnostics = aae.measure(model, train, validation, test, batch_size, seed, judge)
+        if draws:
+            others = [classification_error(_load_classifier(other), test, batch_size) for other in draws]
+            errors = [metrics["test_error"], *others]
+            metrics["test_error_mean"] = float(np.mean(errors))
+            metrics["test_error_std"] = float(np.std(errors, ddof=1))
         reference = _reference(run)
         results = {
             "row": run["row"],
@@ -100,6 +112,8 @@ def evaluate_checkpoint(
             "reference": reference,
             "floor": floor,
             "num_parameters": model.num_parameters(),
+            "num_labelled": run["dataset"].get("num_labelled"),
+            "test_errors_of_draws": errors,
             "model": _config_fields(model.config),
             "training": run["training"],
             "history": run["history"],

@@ -32,6 +32,8 @@ class AAEConfig(ImageAutoencoderConfig):
         discriminator_channels (`tuple`, defaults to `(512, 512)`): widths of the discriminator's hidden layers.
         discriminator_noise_std (`float`, defaults to 0.0): Gaussian noise on the discriminator's input in training.
         input_noise_std (`float`, defaults to 0.0): Gaussian noise on the images, scaled to [-1, 1], in training.
+        input_shift (`int`, defaults to 0):
+            each image is shifted by up to this many pixels in both directions in training, black coming in.
         supervised_weight (`float`, defaults to 1.0): weight of the cross-entropy of labelled images (classifier only).
         num_clusters (`int`, *optional*): classes that are found without labels (classifier only).
         cluster_labels (`tuple`, *optional*): class that each cluster was named after training.
@@ -51,6 +53,7 @@ class AAEConfig(ImageAutoencoderConfig):
     discriminator_channels: list[int] | tuple[int, ...] = (512, 512)
     discriminator_noise_std: float | int = 0.0
     input_noise_std: float | int = 0.0
+    input_shift: int = 0
     supervised_weight: float | int = 1.0
     num_clusters: int | None = None
     cluster_labels: list[int] | tuple[int, ...] | None = None
@@ -68,6 +71,8 @@ class AAEConfig(ImageAutoencoderConfig):
             ("supervised_weight", self.supervised_weight),
         ):
             require(0 <= value < float("inf"), field, value, "at least 0 and finite")
+        shift = self.input_shift
+        require(0 <= shift < self.image_size, "input_shift", shift, "at least 0 and below image_size")
 
     def validate_adversary(self):
         """Raises `ValueError` if prior, latents and discriminator do not fit each other."""

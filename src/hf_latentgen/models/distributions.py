@@ -201,7 +201,10 @@ class Prior:
             parts: which part to draw each code from, integers [num_samples]; where negative or None, any.
         """
         device = like.device if generator is None else generator.device
-        drawn = torch.randint(self.num_parts, (num_samples,), generator=generator, device=device).to(like.device)
+        if self.num_parts == 1:
+            drawn = torch.zeros(num_samples, dtype=torch.long, device=like.device)
+        else:
+            drawn = torch.randint(self.num_parts, (num_samples,), generator=generator, device=device).to(like.device)
         return self.points(drawn if parts is None else torch.where(parts < 0, drawn, parts), like, generator)
 
     def points(self, parts: Tensor, like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -214,7 +217,7 @@ class StandardGaussian(Prior):
 
     def points(self, parts: Tensor, like: Tensor, generator: torch.Generator | None) -> Tensor:
         """[B] -> [B, dim]."""
-        return standard_normal((len(parts), self.dim), like, generator)
+        return standard_normal((parts.shape[0], self.dim), like, generator)
 
 
 class Flower(Prior):
@@ -225,7 +228,7 @@ class Flower(Prior):
 
     def points(self, parts: Tensor, like: Tensor, generator: torch.Generator | None) -> Tensor:
         """[B] -> [B, 2]."""
-        along, across = (standard_normal((len(parts), 2), like, generator) * like.new_tensor([0.5, 0.1])).unbind(1)
+        along, across = (standard_normal((parts.shape[0], 2), like, generator) * like.new_tensor([0.5, 0.1])).unbind(1)
         angle = (parts * (2 * math.pi / self.num_parts)).to(like.dtype)
         along = along + 1.4
         return torch.stack(
@@ -242,7 +245,7 @@ class SwissRoll(Prior):
     def points(self, parts: Tensor, like: Tensor, generator: torch.Generator | None) -> Tensor:
         """[B] -> [B, 2]."""
         device = like.device if generator is None else generator.device
-        share = torch.rand(len(parts), generator=generator, device=device).to(like.device)
+        share = torch.rand(parts.shape[0], generator=generator, device=device).to(like.device)
         # The square root makes equal stretches of the parameter about equally long.
         turned = ((parts + share) / self.num_parts).sqrt().to(like.dtype)
         radius, angle = 3 * turned, 4 * math.pi * turned

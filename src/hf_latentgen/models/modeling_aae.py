@@ -21,6 +21,7 @@ from .distributions import (
     Prior,
     StandardGaussian,
     SwissRoll,
+    standard_normal,
 )
 from .modeling_image_autoencoder import ImageAutoencoderModel, check_at_least
 from .networks import DECODERS, ENCODERS, Discriminator
@@ -130,15 +131,17 @@ class AAEModel(ImageAutoencoderModel):
             sample_posterior: decode a posterior sample rather than its mean; when None, only while training.
             sample_prior: draw a sample of the prior for each image and compute the losses of the discriminator; when
                 None, only while training.
-            generator: source of the posterior noise and of the prior samples.
+            generator: source of all noise and of the prior samples.
             return_loss: also compute the loss.
 
         Raises:
             ValueError: bad levels, labels that are out of range or missing for a labelled prior.
         """
         self._check_levels(pixel_values)
-        self._check_labels(labels, len(pixel_values))
-        posterior = self._posterior(self._encode(pixel_values))
+        # Not len(), which torch.export takes for a constant.
+        self._check_labels(labels, pixel_values.shape[0])
+        pixel_values = self._shifted(pixel_values)
+        posterior = self._posterior(self._encode(pixel_values, generator))
         latents = posterior.sample(generator) if self._stochastic(sample_posterior) else posterior.mean
         output = self._decoded_output(pixel_values, latents)
         adversary = Adversary(latents, self.discriminator, self.prior, labels if self.config.labelled_prior else None)
@@ -217,13 +220,25 @@ class AAEModel(ImageAutoencoderModel):
     def _stochastic(self, wanted: bool | None) -> bool:
         return self.training if wanted is None else wanted
 
-    def _encode(self, pixel_values: Tensor) -> Tensor:
-        """The encoder's outputs. [B, number of outputs]."""
+    def _encode(self, pixel_values: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The encoder's outputs for images, which get noise while training. [B, number of outputs]."""
         images = self._scaled(pixel_values)
         if self.training and self.config.input_noise_std > 0:
-            images = images + self.config.input_noise_std * torch.randn_like(images)
+            images = images + self.config.input_noise_std * standard_normal(images.shape, images, generator)
         (features,) = self.encoder(images)
         return self.encoder.posterior(0, features, None).float()
+
+    def _shifted(self, pixel_values: Tensor) -> Tensor:
+        """Images shifted by whole pixels, each by its own draw, while training. [B, C, H, W]."""
+        most = self.config.input_shift
+        if not self.training or most == 0:
+            return pixel_values
+        size, device = self.config.image_size, pixel_values.device
+        padded = F.pad(pixel_values, (most,) * 4)
+        starts = torch.randint(2 * most + 1, (2, len(pixel_values), 1), device=device)
+        rows, columns = starts + torch.arange(size, device=device)
+        batch = torch.arange(len(pixel_values), device=device).view(-1, 1, 1)
+        return padded.movedim(1, -1)[batch, rows.unsqueeze(2), columns.unsqueeze(1)].movedim(-1, 1)
 
     def _posterior(self, parameters: Tensor) -> DiagonalGaussian | PointMass:
         if self.config.posterior == "gaussian":
@@ -261,13 +276,13 @@ class AAEModel(ImageAutoencoderModel):
             return
         generator_losses, real_losses, fake_losses, accuracies = [], [], [], []
         for adversary in adversaries:
-            codes, discriminator, prior, parts = adversary
-            logits = discriminator(self._discriminator_input(codes, parts, prior), frozen=True)
+            codes = adversary.codes
+            logits = self._decide(adversary, codes, generator, frozen=True)
             generator_losses.append(F.softplus(-logits))
             if sample_prior:
-                samples = prior.sample(len(codes), codes, generator, parts)
-                real = discriminator(self._discriminator_input(samples, parts, prior))
-                fake = discriminator(self._discriminator_input(codes.detach(), parts, prior))
+                samples = adversary.prior.sample(codes.shape[0], codes, generator, adversary.parts)
+                real = self._decide(adversary, samples, generator)
+                fake = self._decide(adversary, codes.detach(), generator)
                 real_losses.append(F.softplus(-real))
                 fake_losses.append(F.softplus(fake))
                 accuracies.append(((real > 0).float() + (fake < 0).float()) / 2)
@@ -277,14 +292,17 @@ class AAEModel(ImageAutoencoderModel):
             output.fake_loss = torch.stack(fake_losses).sum(0)
             output.discriminator_accuracy = torch.stack(accuracies).mean(0)
 
-    def _discriminator_input(self, codes: Tensor, parts: Tensor | None, prior: Prior) -> Tensor:
-        """Codes with noise while training, and with what the discriminator is told. [B, dim]."""
+    def _decide(
+        self, adversary: Adversary, codes: Tensor, generator: torch.Generator | None, frozen: bool = False
+    ) -> Tensor:
+        """The discriminator's logits of codes, which get noise while training, and of what it is told. [B]."""
         if self.training and self.config.discriminator_noise_std > 0:
-            codes = codes + self.config.discriminator_noise_std * torch.randn_like(codes)
-        if parts is None:
-            return codes
-        told = torch.where(parts < 0, prior.num_parts, parts)
-        return torch.cat([codes, F.one_hot(told, prior.num_parts + 1).to(codes.dtype)], 1)
+            codes = codes + self.config.discriminator_noise_std * standard_normal(codes.shape, codes, generator)
+        if adversary.parts is not None:
+            num_parts = adversary.prior.num_parts
+            told = torch.where(adversary.parts < 0, num_parts, adversary.parts)
+            codes = torch.cat([codes, F.one_hot(told, num_parts + 1).to(codes.dtype)], 1)
+        return adversary.discriminator(codes.to(self.dtype), frozen).float()
 
     def _objective(self, output: AAEOutput) -> Tensor:
         """`lambda * reconstruction + (1 - lambda) * generator + discriminator`, mean over the batch. Scalar."""

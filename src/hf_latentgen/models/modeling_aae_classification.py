@@ -55,12 +55,13 @@ class AAEForImageClassification(AAEModel):
             ValueError: bad levels, labels out of range, or labels for a model with `num_clusters`.
         """
         self._check_levels(pixel_values)
-        self._check_labels(labels, len(pixel_values))
+        self._check_labels(labels, pixel_values.shape[0])
+        pixel_values = self._shifted(pixel_values)
         if labels is not None and self.config.num_clusters is not None:
             raise ValueError(
                 f"labels must be None with num_clusters={self.config.num_clusters}: clusters have no labels"
             )
-        code_logits, parameters = self._encode(pixel_values).tensor_split([self.num_codes], 1)
+        code_logits, parameters = self._encode(pixel_values, generator).tensor_split([self.num_codes], 1)
         posterior = self._posterior(parameters)
         styles = posterior.sample(generator) if self._stochastic(sample_posterior) else posterior.mean
         classes = code_logits.softmax(1)

@@ -97,19 +97,17 @@ class AdversarialTrainer(LatentTrainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """The loss, the parts of it for each image [B], and no labels, for one batch of an evaluation."""
         inputs = self._prepare_inputs(inputs)
-        labels = inputs.get("labels")
-        if self.model.config.num_clusters is not None:
+        labels, config = inputs.get("labels"), self.model.config
+        if config.num_clusters is not None:
             inputs = {name: value for name, value in inputs.items() if name != "labels"}
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs, sample_posterior=True, sample_prior=True, generator=self._evaluation_generator)
         parts = {name: outputs[name] for name in PER_IMAGE if outputs.get(name) is not None}
         # One number a batch, repeated for its images.
         parts["decoded_spread"] = decoded_spread(outputs).expand(len(outputs.latents))
-        if (
-            labels is not None
-            and outputs.logits is not None
-            and outputs.logits.shape[1] == self.model.config.num_labels
-        ):
+        # Clusters without names are no classes, even where there are as many.
+        predicts_classes = config.num_clusters is None or config.cluster_labels is not None
+        if labels is not None and outputs.logits is not None and predicts_classes:
             wrong = (outputs.logits.argmax(1) != labels).float()
             parts["error"] = torch.where(labels == UNLABELLED, torch.nan, wrong)
         return outputs.loss, parts, ()
@@ -143,7 +141,12 @@ class AdversarialTrainer(LatentTrainer):
 
     def _adversarial_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         parts = {name: values.astype("float64") for name, values in prediction.predictions.items()}
-        metrics = {name: float(values[values == values].mean()) for name, values in parts.items()}
+        if "error" in parts:
+            # Not a number for images without a label; that of any other part must show.
+            known = parts.pop("error")
+            known = known[known == known]
+            parts |= {"error": known} if len(known) else {}
+        metrics = {name: float(values.mean()) for name, values in parts.items()}
         if "real_loss" in metrics:
             metrics["discriminator_loss"] = (metrics["real_loss"] + metrics["fake_loss"]) / 2
         return metrics

@@ -1,0 +1,295 @@
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import AutoModelForImageClassification, pipeline
+
+from hf_latentgen import AAEConfig, AAEForImageClassification, AAEModel, LevelsImageProcessor
+from hf_latentgen.models.distributions import OneHot
+from modeling_common import CommonModelTests, perturb, tensors
+
+ARCHITECTURES = {
+    "course": {"architecture": "course", "hidden_channels": (4, 4, 4)},
+    "resnet": {"architecture": "resnet", "hidden_channels": (4, 6)},
+    "mlp": {"architecture": "mlp", "hidden_channels": (16, 12)},
+}
+TINY = {"image_size": 8, "num_levels": 4, "latent_dim": 3, "discriminator_channels": (10, 8), "num_labels": 4}
+LABELS = torch.tensor([2, -100, 0, 3, 1])
+VARIANTS = {
+    "course-labels": ARCHITECTURES["course"],
+    "resnet-categorical-gaussian-labels": ARCHITECTURES["resnet"]
+    | {"reconstruction": "categorical", "posterior": "gaussian"},
+    "mlp-clusters": ARCHITECTURES["mlp"] | {"num_clusters": 6, "cluster_labels": (0, 3, 1, 1, 2, 0)},
+}
+
+
+def make_model(**fields):
+    model = AAEForImageClassification(AAEConfig(**(TINY | ARCHITECTURES["mlp"] | fields)))
+    perturb(model)
+    return model.eval()
+
+
+@pytest.fixture
+def model():
+    return make_model()
+
+
+@pytest.fixture
+def levels():
+    return torch.randint(0, 4, (5, 1, 8, 8))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+class TestCommonBehaviours(CommonModelTests):
+    model_class = AAEForImageClassification
+    auto_class = AutoModelForImageClassification
+
+    @pytest.fixture(params=VARIANTS)
+    def config(self, request):
+        return AAEConfig(**(TINY | VARIANTS[request.param]))
+
+    def make_inputs(self, config, batch_size):
+        inputs = {"pixel_values": torch.randint(0, config.num_levels, (batch_size, 1, 8, 8))}
+        return inputs | {"labels": LABELS[:batch_size]} if config.num_clusters is None else inputs
+
+    def test_two_examples_can_be_learned(self, config):
+        # The losses of two players pull against each other: only reconstruction and classification have to fall.
+        model = self.model_class(config).train()
+        inputs = self.make_inputs(config, batch_size=2)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        losses = []
+        for _ in range(80):
+            optimizer.zero_grad()
+            output = model(**inputs)
+            output.loss.backward()
+            optimizer.step()
+            supervised = 0 if output.supervised_loss is None else output.supervised_loss.mean().item()
+            losses.append((output.reconstruction_loss.mean().item(), supervised))
+        for first, *_, last in zip(*losses, strict=True):
+            assert first == last == 0 or last < 0.5 * first
+
+
+@torch.no_grad()
+def test_class_code_and_style_are_judged_by_a_discriminator_each(model, levels):
+    output = model(levels, sample_prior=True, generator=seeded())
+    classes, styles = output.latents.split([4, 3], 1)
+    torch.testing.assert_close(classes, output.logits.softmax(1))
+    torch.testing.assert_close(classes, model.code_probabilities(levels))
+    torch.testing.assert_close(styles, model.encode(levels).mean)
+    assert isinstance(model.class_prior, OneHot)
+    generator = seeded()
+    style_samples = model.prior.sample(5, styles, generator)
+    class_samples = model.class_prior.sample(5, styles, generator)
+    fakes = torch.stack([model.discriminator(styles), model.class_discriminator(classes)])
+    reals = torch.stack([model.discriminator(style_samples), model.class_discriminator(class_samples)])
+    torch.testing.assert_close(output.generator_loss, F.softplus(-fakes).sum(0))
+    torch.testing.assert_close(output.real_loss, F.softplus(-reals).sum(0))
+    torch.testing.assert_close(output.fake_loss, F.softplus(fakes).sum(0))
+    assert torch.equal(output.discriminator_accuracy, ((reals > 0).float() + (fakes < 0).float()).mean(0) / 2)
+    torch.testing.assert_close(output.decoded, model.decode(output.latents).values)
+
+
+def test_gradients_of_the_players_are_disjoint(levels):
+    model = make_model(reconstruction_weight=0.6, supervised_weight=2.0).train()
+    output = model(levels, labels=LABELS, generator=seeded())
+    autoencoder = 0.6 * output.reconstruction_loss + 0.4 * output.generator_loss + 2 * output.supervised_loss
+    discriminator = (output.real_loss + output.fake_loss) / 2
+    torch.testing.assert_close(output.loss, (autoencoder + discriminator).mean())
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    joint, of_autoencoder, of_discriminator = (
+        torch.autograd.grad(loss.mean(), parameters, allow_unused=True, retain_graph=True)
+        for loss in (output.loss, autoencoder, discriminator)
+    )
+    for name, gradient, own, other in zip(names, joint, of_autoencoder, of_discriminator, strict=True):
+        if "discriminator" in name:
+            own, other = other, own
+        assert other is None, name
+        assert own.any(), name
+        torch.testing.assert_close(gradient, own, msg=name)
+
+
+@pytest.mark.parametrize("code", ["style", "class"])
+def test_generator_step_raises_the_opinion_of_each_discriminator(levels, code):
+    model = make_model(reconstruction_weight=0)
+    other = model.discriminator if code == "class" else model.class_discriminator
+    with torch.no_grad():
+        # One that gives the same answer to all codes, and so no gradient.
+        other.layers[-1].weight.zero_()
+
+    def opinion():
+        classes, styles = model(levels).latents.split([4, 3], 1)
+        logits = model.class_discriminator(classes) if code == "class" else model.discriminator(styles)
+        return logits.mean().item()
+
+    before = opinion()
+    optimizer = torch.optim.SGD(model.encoder.parameters(), lr=1e-2)
+    model(levels).loss.backward()
+    optimizer.step()
+    assert opinion() > before + 1e-6
+
+
+@torch.no_grad()
+def test_supervised_loss_is_divided_by_the_whole_batch(levels):
+    model = make_model(supervised_weight=0.5)
+    output = model(levels, labels=LABELS)
+    log_probabilities = output.logits.log_softmax(1)
+    expected = [0.0 if label < 0 else -log_probabilities[row, label].item() for row, label in enumerate(LABELS)]
+    torch.testing.assert_close(output.supervised_loss, torch.tensor(expected))
+    torch.testing.assert_close(output.loss, model(levels).loss + 0.5 * sum(expected) / 5)
+    assert model(levels).supervised_loss is None
+    without = model(levels, labels=torch.full((5,), -100))
+    assert torch.equal(without.supervised_loss, torch.zeros(5))
+    torch.testing.assert_close(without.loss, model(levels).loss)
+
+
+def test_unlabelled_images_teach_no_class(levels):
+    model = make_model()
+    output = model(levels, labels=LABELS)
+    (gradient,) = torch.autograd.grad(output.supervised_loss.sum(), output.logits)
+    assert not gradient[1].any()
+    assert all(gradient[row].any() for row in (0, 2, 3, 4))
+
+
+@torch.no_grad()
+def test_plain_autoencoder_can_be_taught_too(levels):
+    output = make_model(reconstruction_weight=1).train()(levels, labels=LABELS)
+    assert output.generator_loss is None
+    torch.testing.assert_close(output.loss, (output.reconstruction_loss + output.supervised_loss).mean())
+
+
+@torch.no_grad()
+def test_zero_weights_give_ln_2_for_each_discriminator(model, levels):
+    for parameter in model.parameters():
+        parameter.zero_()
+    output = model(levels, labels=LABELS, sample_prior=True)
+    expected = torch.full((5,), 2 * math.log(2))
+    for name in ("generator_loss", "real_loss", "fake_loss"):
+        torch.testing.assert_close(output[name], expected)
+    torch.testing.assert_close(output.supervised_loss, torch.where(LABELS < 0, 0.0, math.log(4)))
+
+
+@torch.no_grad()
+def test_logits_of_named_clusters_are_those_of_the_classes(levels):
+    names = (0, 3, 1, 1, 3, 0)
+    named = make_model(num_clusters=6, cluster_labels=names)
+    unnamed = AAEForImageClassification(AAEConfig(**(TINY | ARCHITECTURES["mlp"]), num_clusters=6)).eval()
+    unnamed.load_state_dict(named.state_dict())
+    clusters = unnamed(levels).logits
+    assert clusters.shape == (5, 6)
+    logits = named(levels).logits
+    assert logits.shape == (5, 4)
+    assert logits.isfinite().all()
+    for image, code_probabilities in enumerate(clusters.softmax(1).tolist()):
+        for label in range(4):
+            share = sum(p for p, name in zip(code_probabilities, names, strict=True) if name == label)
+            assert logits[image, label].exp().item() == pytest.approx(share, abs=1e-6)
+    # Names change what is said about the codes and nothing else.
+    torch.testing.assert_close(named(levels).loss, unnamed(levels).loss)
+    torch.testing.assert_close(named.code_probabilities(levels), clusters.softmax(1))
+
+
+def test_labels_are_refused_with_clusters(levels):
+    message = "labels must be None with num_clusters=6: clusters have no labels"
+    with pytest.raises(ValueError, match=message):
+        make_model(num_clusters=6)(levels, labels=LABELS)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1, 2, 3, 4], r"labels must be in 0 \.\.\. 3, or -100 where unknown, got values from 0 to 4"),
+        ([0, 1, 2, 3, -5], r"labels must be in 0 \.\.\. 3, or -100 where unknown, got values from -5 to 3"),
+        ([0, 1, 2], r"labels must have shape \[5\], got \[3\]"),
+    ],
+    ids=["above", "below", "too few"],
+)
+def test_bad_labels_are_refused(model, levels, labels, message):
+    with pytest.raises(ValueError, match=message):
+        model(levels, labels=torch.tensor(labels))
+
+
+def test_labelled_prior_is_refused():
+    config = AAEConfig(**(TINY | {"latent_dim": 2}), prior="flower", labelled_prior=True)
+    with pytest.raises(ValueError, match="labelled_prior must be False for AAEForImageClassification"):
+        AAEForImageClassification(config)
+
+
+KINDS = {
+    "plain": (AAEModel, {}),
+    "labelled": (AAEModel, {"labelled_prior": True}),
+    "classifier": (AAEForImageClassification, {}),
+    "clusters": (AAEForImageClassification, {"num_clusters": 3, "cluster_labels": (1, 0, 1)}),
+}
+OPTIONS = [
+    options
+    for options in itertools.product(
+        KINDS,
+        ARCHITECTURES,
+        ("gaussian", "flower", "swiss_roll"),
+        ("deterministic", "gaussian"),
+        ("mse", "categorical"),
+        ((6,), (6, 5)),
+    )
+    # The labelled prior needs a prior of several parts.
+    if options[0] != "labelled" or options[2] != "gaussian"
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_combination_of_options_is_saved_and_loaded(kind, architecture, levels, tmp_path):
+    model_class, fields = KINDS[kind]
+    for _, _, prior, posterior, reconstruction, widths in (
+        options for options in OPTIONS if options[:2] == (kind, architecture)
+    ):
+        options = {"prior": prior, "posterior": posterior, "reconstruction": reconstruction, **fields}
+        options |= {"latent_dim": 2, "discriminator_channels": widths}
+        model = model_class(AAEConfig(**(TINY | ARCHITECTURES[architecture] | options))).eval()
+        perturb(model)
+        inputs = {"pixel_values": levels}
+        if kind in ("labelled", "classifier"):
+            inputs["labels"] = LABELS
+        model.save_pretrained(tmp_path)
+        loaded, report = model_class.from_pretrained(tmp_path, output_loading_info=True)
+        assert not any(report.values()), options
+        expected, found = (
+            tensors(one(**inputs, sample_posterior=True, sample_prior=True, generator=seeded()))
+            for one in (model, loaded)
+        )
+        assert expected.keys() >= {"loss", "reconstruction_loss", "generator_loss", "real_loss", "fake_loss"}
+        torch.testing.assert_close(found, expected, atol=0, rtol=0, msg=str(options))
+
+
+@torch.no_grad()
+def test_checkpoint_with_other_discriminators_is_refused(tmp_path):
+    make_model(discriminator_channels=(10, 8)).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModelForImageClassification.from_pretrained(tmp_path, discriminator_channels=(10, 9))
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+def test_pipeline_of_a_saved_classifier_names_the_most_likely_class(tmp_path):
+    names = {0: "zero", 1: "one", 2: "two", 3: "three"}
+    config = AAEConfig(**(TINY | ARCHITECTURES["mlp"]), id2label=names)
+    model = AAEForImageClassification(config).eval()
+    perturb(model)
+    model.save_pretrained(tmp_path)
+    processor = LevelsImageProcessor(size={"height": 8, "width": 8}, num_levels=4)
+    processor.save_pretrained(tmp_path)
+    images = [Image.fromarray(torch.randint(0, 256, (8, 8), dtype=torch.uint8).numpy()) for _ in range(8)]
+    with torch.no_grad():
+        logits = model(processor(images, return_tensors="pt")["pixel_values"]).logits
+    expected = [names[number] for number in logits.argmax(1).tolist()]
+    assert len(set(expected)) > 1
+    classify = pipeline("image-classification", model=str(tmp_path), device="cpu")
+    answers = classify(images)
+    assert [answer[0]["label"] for answer in answers] == expected
+    found = [answer[0]["score"] for answer in answers]
+    assert found == pytest.approx(logits.softmax(1).amax(1).tolist(), rel=1e-5)
