@@ -1,9 +1,20 @@
-"""A tiny VAE on real 8x8 digits: a step takes a millisecond, and every run starts from the same weights."""
+"""Tiny models on real 8x8 digits: a step takes a millisecond, and every run starts from the same weights."""
 
 import pytest
 import torch
 
-from hf_latentgen import ELBOTrainer, LatentTrainingArguments, LevelsDataset, LevelsImageProcessor, VAEConfig, VAEModel
+from hf_latentgen import (
+    AAEConfig,
+    AAEModel,
+    AdversarialTrainer,
+    AdversarialTrainingArguments,
+    ELBOTrainer,
+    LatentTrainingArguments,
+    LevelsDataset,
+    LevelsImageProcessor,
+    VAEConfig,
+    VAEModel,
+)
 from hf_latentgen.data import load_images
 from hf_latentgen.models import distributions
 
@@ -18,6 +29,16 @@ def digits(processor):
     """64 images to train on and 21 to evaluate on: with batches of 16, four steps an epoch and a short last batch."""
     train, validation = (load_images("digits", split) for split in ("train", "validation"))
     return LevelsDataset(train.select(range(64)), processor), LevelsDataset(validation.select(range(21)), processor)
+
+
+@pytest.fixture(scope="session")
+def labelled_digits(processor):
+    """The same images with their labels."""
+    train, validation = (load_images("digits", split) for split in ("train", "validation"))
+    return (
+        LevelsDataset(train.select(range(64)), processor, with_labels=True),
+        LevelsDataset(validation.select(range(21)), processor, with_labels=True),
+    )
 
 
 @pytest.fixture
@@ -48,6 +69,34 @@ def make_trainer(tmp_path, digits, processor, make_model):
             LatentTrainingArguments(output_dir=str(tmp_path / folder), **(defaults | arguments)),
             train_dataset=digits[0],
             eval_dataset=digits[1],
+            processing_class=processor,
+            callbacks=callbacks,
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_adversary(tmp_path, digits, processor):
+    """A trainer of a new adversarial autoencoder; arguments as for `make_trainer`."""
+
+    def make(folder="run", config=None, model_class=AAEModel, data=digits, callbacks=None, **arguments):
+        torch.manual_seed(0)
+        fields = {"architecture": "mlp", "image_size": 8, "latent_dim": 2, "hidden_channels": [16], "num_levels": 16}
+        fields |= {"discriminator_channels": [12], "reconstruction_weight": 0.9, "num_labels": 10}
+        defaults = {
+            "per_device_train_batch_size": 16,
+            "per_device_eval_batch_size": 16,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+        }
+        return AdversarialTrainer(
+            model_class(AAEConfig(**(fields | (config or {})))),
+            AdversarialTrainingArguments(output_dir=str(tmp_path / folder), **(defaults | arguments)),
+            train_dataset=data[0],
+            eval_dataset=data[1],
             processing_class=processor,
             callbacks=callbacks,
         )

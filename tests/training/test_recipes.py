@@ -12,11 +12,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
-from hf_latentgen import LevelsDataset, load_images
+from hf_latentgen import AAEForImageClassification, LevelsDataset, load_images
 from hf_latentgen.data import dataset_from_arrays
+from hf_latentgen.evaluation.checkpoints import load_checkpoint
+from hf_latentgen.evaluation.clusters import classification_error
 from hf_latentgen.training.recipes import load_recipe, train_recipe
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+VAE_RECIPES = [path for path in RECIPES if path.stem.startswith("vae_")]
+AAE_RECIPES = [path for path in RECIPES if path.stem.startswith(("aae_", "ae_"))]
 TINY = """
 dataset: {name: digits}
 model: {architecture: mlp, image_size: 8, latent_dim: 2, hidden_channels: [8]}
@@ -72,30 +76,62 @@ def score(folder, split="validation", **where):
     return model.bits_per_dim(levels, generator=torch.Generator().manual_seed(0)).mean().item()
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
-def test_every_recipe_trains_saves_loads_and_scores_the_same(path, data_dir, tmp_path):
-    words = ["max_steps=2", "per_device_train_batch_size=4", "per_device_eval_batch_size=4", "logging_steps=1"]
-    words += ["eval_strategy=steps", "eval_steps=2", "save_strategy=steps", "save_steps=2", "warmup_steps=0"]
-    words += ["bf16=false", "disable_tqdm=true", "seed=3"]
-    recipe = load_recipe(path, [f"training.{word}" for word in words])
-    if recipe.dataset["name"] == "digits":
-        # All 200 validation images cost nothing at this size.
-        recipe.training["per_device_eval_batch_size"] = 200
-    folder = train_recipe(recipe, tmp_path / "run", data_dir=str(data_dir))
-    run = json.loads((folder / "run.json").read_text())
-    (evaluation,) = run["history"]
-    assert run["row"] == path.stem
-    assert evaluation["step"] == 2
+@pytest.fixture
+def two_steps(data_dir, tmp_path):
+    """Trains a recipe for two steps: the recipe, the folder, the model, its processor and the only evaluation."""
+
+    def train(path):
+        words = ["max_steps=2", "per_device_train_batch_size=4", "per_device_eval_batch_size=4", "logging_steps=1"]
+        words += ["eval_strategy=steps", "eval_steps=2", "save_strategy=steps", "save_steps=2", "warmup_steps=0"]
+        words += ["bf16=false", "disable_tqdm=true", "seed=3"]
+        recipe = load_recipe(path, [f"training.{word}" for word in words])
+        if "num_labelled" in recipe.dataset:
+            # Of the 36 made training images.
+            recipe.dataset |= {"num_labelled": 20, "labelled_per_batch": 2}
+        if recipe.dataset["name"] == "digits":
+            # All 200 validation images cost nothing at this size.
+            recipe.training["per_device_eval_batch_size"] = 200
+        folder = train_recipe(recipe, tmp_path / "run", data_dir=str(data_dir))
+        run = json.loads((folder / "run.json").read_text())
+        (evaluation,) = run["history"]
+        assert run["row"] == path.stem
+        assert evaluation["step"] == 2
+        model, processor = load_checkpoint(folder)
+        assert model.config.latent_dim == recipe.model["latent_dim"]
+        assert processor.num_levels == recipe.model["num_levels"]
+        return recipe, model, processor, evaluation
+
+    return train
+
+
+@pytest.mark.parametrize("path", VAE_RECIPES, ids=[path.stem for path in VAE_RECIPES])
+def test_every_vae_recipe_trains_saves_loads_and_scores_the_same(path, two_steps, data_dir):
+    recipe, model, processor, evaluation = two_steps(path)
     # Untrained networks give every level about the same probability.
     assert evaluation["eval_bits_per_dim"] == pytest.approx(math.log2(recipe.model["num_levels"]), abs=0.3)
     name, batch = recipe.dataset["name"], recipe.training["per_device_eval_batch_size"]
-    model, processor = AutoModel.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
     generator = torch.Generator().manual_seed(3)
     levels = LevelsDataset(load_images(name, "validation", data_dir=data_dir), processor).levels
     scores = torch.cat([model.bits_per_dim(images, generator=generator) for images in levels.split(batch)])
     assert scores.mean().item() == pytest.approx(evaluation["eval_bits_per_dim"], rel=1e-5)
-    assert model.config.latent_dim == recipe.model["latent_dim"]
-    assert processor.num_levels == recipe.model["num_levels"]
+
+
+@pytest.mark.parametrize("path", AAE_RECIPES, ids=[path.stem for path in AAE_RECIPES])
+def test_every_aae_recipe_trains_saves_loads_and_scores_the_same(path, two_steps, data_dir):
+    recipe, model, processor, evaluation = two_steps(path)
+    validation = load_images(recipe.dataset["name"], "validation", data_dir=data_dir)
+    dataset = LevelsDataset(validation, processor, with_labels=True)
+    labels = dataset.labels if model.config.labelled_prior else None
+    with torch.no_grad():
+        outputs = model(dataset.levels, labels=labels)
+    assert outputs.reconstruction_loss.mean().item() == pytest.approx(evaluation["eval_reconstruction_loss"], rel=1e-5)
+    if isinstance(model, AAEForImageClassification):
+        # Clusters have no names before the training ends.
+        assert ("eval_error" in evaluation) == (model.config.num_clusters is None)
+        if model.config.num_clusters is None:
+            assert classification_error(model, dataset) == pytest.approx(evaluation["eval_error"], abs=1e-6)
+        else:
+            assert len(model.config.cluster_labels) == model.config.num_clusters
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
@@ -139,8 +175,8 @@ def test_overrides_replace_values_and_keep_the_rest(tiny):
         ),
         ("training.emadecay=0.9", "unknown key training.emadecay; the nearest valid key is training.ema_decay"),
         ("training.seed", "an override must have the form section.key=value, got 'training.seed'"),
-        ("model.model_type=latentgen_vea", r"model.model_type must be one of \['latentgen_vae'.*, got 'latentgen_vea'"),
-        ("model.model_type=bert", r"model.model_type must be one of \['latentgen_vae'.*, got 'bert'"),
+        ("model.model_type=latentgen_vea", r"model.model_type must be one of \('latentgen_vae'.*, got 'latentgen_vea'"),
+        ("model.model_type=bert", r"model.model_type must be one of \('latentgen_vae'.*, got 'bert'"),
         ("training=3", "training in .* must be a dict, got 3"),
         ("reference=3", "reference in .* must be a list, got 3"),
         ("seed=3", "unknown key seed; the nearest valid key is"),
@@ -265,7 +301,7 @@ def test_a_saved_model_goes_on_with_the_images_of_a_folder(tmp_path):
     with pytest.raises(ValueError, match="cannot load a model from .*second: .*no file named model.safetensors"):
         train_recipe(load_recipe(config), tmp_path / "third", checkpoint=str(second))
     (second / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match=r"the model type of .*second must be one of \['latentgen_vae'.*, got 'bert'"):
+    with pytest.raises(ValueError, match=r"the model type of .*second must be one of \('latentgen_vae'.*, got 'bert'"):
         train_recipe(load_recipe(config), tmp_path / "third", checkpoint=str(second))
     assert not (tmp_path / "third").exists()
 
