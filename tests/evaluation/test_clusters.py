@@ -56,14 +56,16 @@ def test_naming_is_free_of_noise_and_leaves_the_mode(images, training):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("fields", [{}, {"num_clusters": 4, "cluster_labels": (7, 1, 1, 3)}], ids=["classes", "clusters"])
+@pytest.mark.parametrize(
+    "fields", [{}, {"num_clusters": 4, "cluster_labels": (7, 1, 1, 3)}], ids=["classes", "clusters"]
+)
 def test_error_is_the_share_of_wrong_images(images, fields):
     model = make_model(**fields, **NOISY)
     wrong = 0
     for image, label in zip(images.levels, images.labels.tolist(), strict=True):
         probabilities = model.code_probabilities(image.unsqueeze(0))[0].tolist()
         names = fields.get("cluster_labels", range(10))
-        shares = {name: 0.0 for name in names}
+        shares = dict.fromkeys(names, 0.0)
         for probability, name in zip(probabilities, names, strict=True):
             shares[name] += probability
         wrong += max(shares, key=shares.__getitem__) != label

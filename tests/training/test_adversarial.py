@@ -113,7 +113,9 @@ def test_ten_steps_are_those_of_two_optimizers(make_adversary, few_labels, is_cl
     assert {len(inputs["pixel_values"]) for inputs in recorder.inputs} == ({20} if is_classifier else {16})
     expected = train_with_two_optimizers_reference(recorder, 0.9, (2e-3, 5e-4), (0.5, 0.2)).state_dict()
     for name, weight in weights_of(trainer.model).items():
-        torch.testing.assert_close(weight, expected[name], atol=1e-6, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            weight, expected[name], atol=1e-6, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+        )
         assert (weight - start[name]).abs().max() > 1e-4
 
 

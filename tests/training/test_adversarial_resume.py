@@ -74,7 +74,7 @@ recipes.train_recipe(recipes.load_recipe(sys.argv[1]), sys.argv[2])
         (4, "plain", {"save_strategy": "epoch", "eval_strategy": "epoch"}),
         (3, "plain", {"eval_strategy": "steps", "eval_steps": 2, "ema_decay": 0.8}),
         (3, "flower", {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}),
-        (4, "few labels", {"eval_strategy": "epoch"}),
+        (4, "few labels", {"save_strategy": "epoch", "eval_strategy": "epoch"}),
         (3, "few labels", {"sample_epochs": [0, 1]}),
     ],
     ids=["epochs-end", "mid-epoch-with-averaging", "mid-epoch-labelled-prior", "few-labels", "few-labels-mid-epoch"],

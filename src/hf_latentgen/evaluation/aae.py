@@ -76,7 +76,7 @@ def measure(
     metrics |= {"parzen_nats": parzen, "parzen_nats_standard_error": error}
     diagnostics = {"parzen_bandwidth": bandwidth}
     if classifier is not None:
-        in_domain, floor = in_domain_scores(classifier, samples, train, test, batch_size)
+        in_domain, floor = in_domain_scores(classifier, samples, train, test, batch_size, model.config.num_levels)
         metrics |= in_domain
         diagnostics |= floor
     # Samples much nearer to the training images than unseen images are would be memorised ones.
@@ -122,7 +122,12 @@ def drawn_samples(model: AAEModel, num_images: int, seed: int = 0, batch_size: i
 
 
 def in_domain_scores(
-    classifier: AAEForImageClassification, samples: Tensor, train: LevelsDataset, test: LevelsDataset, batch_size: int
+    classifier: AAEForImageClassification,
+    samples: Tensor,
+    train: LevelsDataset,
+    test: LevelsDataset,
+    batch_size: int = 128,
+    num_levels: int | None = None,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Scores of samples in the feature space of a classifier of the same images, and what real images score.
 
@@ -132,7 +137,10 @@ def in_domain_scores(
     Raises:
         ValueError: the classifier reads images of another size or number of levels.
     """
-    shape, num_levels = tuple(train.levels.shape[1:]), classifier.config.num_levels
+    shape, read = tuple(train.levels.shape[1:]), classifier.config.num_levels
+    num_levels = read if num_levels is None else num_levels
+    if num_levels != read:
+        raise ValueError(f"classifier must read images of {num_levels} levels, got one for {read}")
     expected = (classifier.config.num_channels, *(classifier.config.image_size,) * 2)
     if shape != expected:
         raise ValueError(f"classifier must read images of shape {list(shape)}, got one for {list(expected)}")

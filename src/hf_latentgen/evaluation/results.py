@@ -21,6 +21,7 @@ from hf_latentgen.evaluation.baselines import floor_scores
 from hf_latentgen.evaluation.checkpoints import PROCESSOR_CONFIGS, WEIGHTS, load_checkpoint, read_run_record
 from hf_latentgen.evaluation.clusters import classification_error
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
+from hf_latentgen.models.configuration_aae import AAEConfig
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.models.modeling_aae_classification import AAEForImageClassification
 from hf_latentgen.models.modeling_vae import VAEModel
@@ -173,11 +174,10 @@ def _config_fields(config: PreTrainedConfig) -> dict:
     common = {field.name for field in fields(PreTrainedConfig)}
     own = [field.name for field in fields(config) if field.name not in common]
     values = config.to_dict()
-    return {
-        "model_type": config.model_type,
-        "architectures": config.architectures,
-        **{name: values[name] for name in own},
-    }
+    described = {"model_type": config.model_type, "architectures": config.architectures}
+    if isinstance(config, AAEConfig):
+        described["num_labels"] = config.num_labels
+    return described | {name: values[name] for name in own}
 
 
 def _make_staging_folder(folder: Path) -> Path:
