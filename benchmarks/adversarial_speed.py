@@ -99,13 +99,13 @@ def bare_step_seconds(levels: LevelsDataset, num_steps: int) -> float:
 
 def pythae_step_seconds(levels: LevelsDataset, num_steps: int) -> float:
     """Seconds per step of pythae's `AdversarialTrainer` with the same networks, deterministic encoder."""
-    from pythae.data.datasets import BaseDataset
-    from pythae.models import Adversarial_AE, Adversarial_AE_Config
-    from pythae.models.base.base_utils import ModelOutput
-    from pythae.models.nn import BaseDecoder, BaseDiscriminator, BaseEncoder
-    from pythae.trainers import AdversarialTrainer as PythaeTrainer
-    from pythae.trainers import AdversarialTrainerConfig
-    from pythae.trainers.training_callbacks import TrainingCallback
+    from pythae.data.datasets import BaseDataset  # pyright: ignore[reportMissingImports]
+    from pythae.models import Adversarial_AE, Adversarial_AE_Config  # pyright: ignore[reportMissingImports]
+    from pythae.models.base.base_utils import ModelOutput  # pyright: ignore[reportMissingImports]
+    from pythae.models.nn import BaseDecoder, BaseDiscriminator, BaseEncoder  # pyright: ignore[reportMissingImports]
+    from pythae.trainers import AdversarialTrainer as PythaeTrainer  # pyright: ignore[reportMissingImports]
+    from pythae.trainers import AdversarialTrainerConfig  # pyright: ignore[reportMissingImports]
+    from pythae.trainers.training_callbacks import TrainingCallback  # pyright: ignore[reportMissingImports]
 
     model = AAEModel(AAEConfig())
 

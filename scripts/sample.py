@@ -12,6 +12,7 @@ import torch
 from hf_latentgen.evaluation.checkpoints import load_checkpoint
 from hf_latentgen.evaluation.pictures import image_grid
 from hf_latentgen.models.distributions import OUTPUTS
+from hf_latentgen.models.modeling_vae import VAEModel
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,7 +29,12 @@ def main(argv: list[str] | None = None) -> None:
     try:
         model, _ = load_checkpoint(arguments.checkpoint)
         generator = torch.Generator().manual_seed(arguments.seed)
-        levels = model.sample(arguments.num_images, generator, arguments.output, arguments.temperature)
+        if isinstance(model, VAEModel):
+            levels = model.sample(arguments.num_images, generator, arguments.output, arguments.temperature)
+        elif arguments.temperature == 1:
+            levels = model.sample(arguments.num_images, generator, arguments.output)
+        else:
+            raise ValueError(f"temperature must be 1 for a model that is no VAE, got {arguments.temperature}")
         image_grid(levels, model.config.num_levels, arguments.columns).save(arguments.file, format="PNG")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -58,17 +58,20 @@ def run(name, model_class, train, **fields):
         counted.append(len(prediction.predictions["reconstruction_loss"])) or metrics(prediction)
     )
     trainer.train()
-    save_file({str(step): drawn for step, drawn in enumerate(samples)}, folder / f"{name}_samples_{arguments.process_index}.safetensors")
+    rank = arguments.process_index
+    drawn = {str(step): sample for step, sample in enumerate(samples)}
+    save_file(drawn, folder / f"{name}_samples_{rank}.safetensors")
     scores = trainer.evaluate()
-    save_file(model.state_dict(), folder / f"{name}_{arguments.process_index}.safetensors")
+    save_file(model.state_dict(), folder / f"{name}_{rank}.safetensors")
+    moved = {key.split(".")[0] for key, weight in model.state_dict().items() if (weight != initial[key]).any()}
     result = {
         "world_size": arguments.world_size,
         "counted": counted,
-        "moved": sorted({key.split(".")[0] for key, weight in model.state_dict().items() if (weight != initial[key]).any()}),
+        "moved": sorted(moved),
         "scores": {key: value for key, value in scores.items() if "per_second" not in key and "runtime" not in key},
         "logs": [entry for entry in trainer.state.log_history if "loss" in entry],
     }
-    (folder / f"{name}_{arguments.process_index}.json").write_text(json.dumps(result))
+    (folder / f"{name}_{rank}.json").write_text(json.dumps(result))
 
 
 few = FewLabelsDataset(train, 20, 4, seed=0)

@@ -149,7 +149,7 @@ def in_domain_scores(
     features, classes = {}, {}
     for name, levels in (("real", real), ("fake", fake), ("seen", seen)):
         features[name], classes[name] = _features(classifier, levels.clamp(0, num_levels - 1), batch_size)
-    num_classes = classifier.config.num_labels
+    num_classes = classifier.config.num_classes
     coverage = coverage_and_recall(features["real"], features["fake"])
     scores = {
         "in_domain_frechet_distance": frechet_distance(features["real"], features["fake"]),

@@ -11,13 +11,13 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     PreTrainedConfig,
-    PreTrainedModel,
 )
 
 from hf_latentgen.models.configuration_aae import AAEConfig
 from hf_latentgen.models.configuration_vae import VAEConfig
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.models.modeling_aae_classification import AAEForImageClassification
+from hf_latentgen.models.modeling_image_autoencoder import ImageAutoencoderModel
 
 WEIGHTS = "model.safetensors"
 PROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
@@ -30,7 +30,7 @@ def auto_class(config: PreTrainedConfig) -> type:
     return AutoModelForImageClassification if is_classifier else AutoModel
 
 
-def load_checkpoint(checkpoint: str | Path) -> tuple[PreTrainedModel, LevelsImageProcessor]:
+def load_checkpoint(checkpoint: str | Path) -> tuple[ImageAutoencoderModel, LevelsImageProcessor]:
     """The model, in `eval()` mode on the accelerator if there is one, and its image processor.
 
     Args:

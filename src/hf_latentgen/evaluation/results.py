@@ -23,6 +23,7 @@ from hf_latentgen.evaluation.clusters import classification_error
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
 from hf_latentgen.models.configuration_aae import AAEConfig
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
+from hf_latentgen.models.modeling_aae import AAEModel
 from hf_latentgen.models.modeling_aae_classification import AAEForImageClassification
 from hf_latentgen.models.modeling_vae import VAEModel
 
@@ -93,7 +94,7 @@ def evaluate_checkpoint(
             # Codes without a network have a likelihood, and this family has none.
             floor = {}
             judge = None if classifier is None else _load_classifier(classifier)
-            metrics, diagnostics = aae.measure(model, train, validation, test, batch_size, seed, judge)
+            metrics, diagnostics = aae.measure(cast(AAEModel, model), train, validation, test, batch_size, seed, judge)
         if draws:
             others = [classification_error(_load_classifier(other), test, batch_size) for other in draws]
             errors = [metrics["test_error"], *others]
@@ -134,7 +135,10 @@ def evaluate_checkpoint(
             },
         }
         (staging / "images").mkdir()
-        pictures = (vae if isinstance(model, VAEModel) else aae).draw(model, train, test, results, seed)
+        if isinstance(model, VAEModel):
+            pictures = vae.draw(model, train, test, results, seed)
+        else:
+            pictures = aae.draw(cast(AAEModel, model), train, test, results, seed)
         for picture_name, picture in pictures.items():
             picture.save(staging / "images" / f"{picture_name}.png", optimize=True)
         # Drawn during training: what the model was like before it, and after some epochs.
@@ -176,7 +180,7 @@ def _config_fields(config: PreTrainedConfig) -> dict:
     values = config.to_dict()
     described = {"model_type": config.model_type, "architectures": config.architectures}
     if isinstance(config, AAEConfig):
-        described["num_labels"] = config.num_labels
+        described["num_labels"] = config.num_classes
     return described | {name: values[name] for name in own}
 
 

@@ -58,6 +58,11 @@ class AAEConfig(ImageAutoencoderConfig):
     num_clusters: int | None = None
     cluster_labels: list[int] | tuple[int, ...] | None = None
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes: what transformers calls `num_labels`."""
+        return len(self.id2label or {})
+
     def validate_objective(self):
         """Raises `ValueError` if a field of the objective is unknown or out of range."""
         weight = self.reconstruction_weight
@@ -91,6 +96,6 @@ class AAEConfig(ImageAutoencoderConfig):
             require(self.num_clusters >= 2, "num_clusters", self.num_clusters, "at least 2, or None")
         names = self.cluster_labels
         if names is not None:
-            allowed = f"{self.num_clusters} classes in 0 ... {self.num_labels - 1}, one for each of num_clusters"
-            fits = len(names) == self.num_clusters and all(0 <= name < self.num_labels for name in names)
+            allowed = f"{self.num_clusters} classes in 0 ... {self.num_classes - 1}, one for each of num_clusters"
+            fits = len(names) == self.num_clusters and all(0 <= name < self.num_classes for name in names)
             require(fits, "cluster_labels", names, allowed)

@@ -2,7 +2,7 @@
 """The adversarial autoencoder."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +73,7 @@ def make_prior(config: AAEConfig) -> Prior:
     """The prior of the latent vector; one in the plane has a part for each class."""
     if config.prior == "gaussian":
         return StandardGaussian(config.latent_dim)
-    return (Flower if config.prior == "flower" else SwissRoll)(2, config.num_labels)
+    return (Flower if config.prior == "flower" else SwissRoll)(2, config.num_classes)
 
 
 class AAEModel(ImageAutoencoderModel):
@@ -307,10 +307,10 @@ class AAEModel(ImageAutoencoderModel):
     def _objective(self, output: AAEOutput) -> Tensor:
         """`lambda * reconstruction + (1 - lambda) * generator + discriminator`, mean over the batch. Scalar."""
         weight = self.config.reconstruction_weight
-        objective = weight * output.reconstruction_loss
+        objective = weight * cast(Tensor, output.reconstruction_loss)
         if output.generator_loss is not None:
             objective = objective + (1 - weight) * output.generator_loss
-        if output.real_loss is not None:
+        if output.real_loss is not None and output.fake_loss is not None:
             objective = objective + (output.real_loss + output.fake_loss) / 2
         return objective.mean()
 
@@ -324,6 +324,6 @@ class AAEModel(ImageAutoencoderModel):
         if not torch.compiler.is_compiling():
             low, high = (value.item() for value in labels.aminmax())
             wrong = (labels < 0) & (labels != UNLABELLED)
-            if high >= self.config.num_labels or wrong.any():
-                allowed = f"in 0 ... {self.config.num_labels - 1}, or {UNLABELLED} where unknown"
+            if high >= self.config.num_classes or wrong.any():
+                allowed = f"in 0 ... {self.config.num_classes - 1}, or {UNLABELLED} where unknown"
                 raise ValueError(f"labels must be {allowed}, got values from {low} to {high}")

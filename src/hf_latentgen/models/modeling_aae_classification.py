@@ -30,7 +30,7 @@ class AAEForImageClassification(AAEModel):
 
     def _make_networks(self) -> None:
         config = self.config
-        self.num_codes = config.num_clusters or config.num_labels
+        self.num_codes = config.num_clusters or config.num_classes
         super()._make_networks(self.num_codes)
         self.class_prior = OneHot(self.num_codes, self.num_codes)
         self.class_discriminator = Discriminator(self.num_codes, config.discriminator_channels)
@@ -141,9 +141,9 @@ class AAEForImageClassification(AAEModel):
         names = self.config.cluster_labels
         if names is None:
             return code_logits
-        member = F.one_hot(torch.as_tensor(names, device=code_logits.device), self.config.num_labels).bool()
+        member = F.one_hot(torch.as_tensor(names, device=code_logits.device), self.config.num_classes).bool()
         # A class without a cluster gets a very low, finite logit.
-        log_probabilities = code_logits.log_softmax(1).unsqueeze(2).expand(-1, -1, self.config.num_labels)
+        log_probabilities = code_logits.log_softmax(1).unsqueeze(2).expand(-1, -1, self.config.num_classes)
         return log_probabilities.masked_fill(~member, -1e4).logsumexp(1)
 
     def _objective(self, output: AAEOutput) -> Tensor:

@@ -54,6 +54,10 @@ class ImageAutoencoderModel(PreTrainedModel):
         """The distribution of the pixels given latents [B, L]."""
         raise NotImplementedError
 
+    def sample(self, num_images: int, generator: torch.Generator | None = None, output: str = "sample") -> Tensor:
+        """Images from the prior, as levels. [num_images, C, H, W]."""
+        raise NotImplementedError
+
     @torch.no_grad()
     def reconstruct(
         self, pixel_values: Tensor, output: str = "mean", generator: torch.Generator | None = None

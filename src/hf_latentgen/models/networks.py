@@ -18,6 +18,7 @@ and the number of outputs for each pixel and channel.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -294,7 +295,7 @@ class Discriminator(nn.Module):
         With `frozen` the weights count as constants: gradients reach the codes only.
         """
         hidden_states = codes
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(cast(Sequence[nn.Linear], self.layers)):
             weight, bias = (layer.weight.detach(), layer.bias.detach()) if frozen else (layer.weight, layer.bias)
             if index > 0:
                 hidden_states = F.leaky_relu(hidden_states, 0.2)

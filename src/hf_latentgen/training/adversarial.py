@@ -1,5 +1,7 @@
 """The trainer of adversarial autoencoders."""
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from transformers import EvalPrediction, TrainerCallback
@@ -120,7 +122,7 @@ class AdversarialTrainer(LatentTrainer):
             if logs["discriminator_accuracy"] <= WINNING_ACCURACY:
                 self._winning_since = None
             elif self._winning_since is None:
-                self._winning_since = step - self.args.logging_steps
+                self._winning_since = step - self.state.logging_steps
             if self._winning_since is not None and step - self._winning_since >= WINNING_STEPS:
                 self._warn(
                     f"the discriminator has been right in {logs['discriminator_accuracy']:.1%} of its decisions since "
@@ -140,7 +142,7 @@ class AdversarialTrainer(LatentTrainer):
             logger.warning(message)
 
     def _adversarial_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        parts = {name: values.astype("float64") for name, values in prediction.predictions.items()}
+        parts = {name: values.astype("float64") for name, values in cast(dict, prediction.predictions).items()}
         if "error" in parts:
             # Not a number for images without a label; that of any other part must show.
             known = parts.pop("error")
@@ -154,7 +156,7 @@ class AdversarialTrainer(LatentTrainer):
 
 def decoded_spread(outputs: AAEOutput) -> Tensor:
     """Standard deviation over the batch of the decoder's output, averaged over its elements. Scalar."""
-    decoded = outputs.decoded.detach()
+    decoded = cast(Tensor, outputs.decoded).detach()
     return torch.ones((), device=decoded.device) if len(decoded) == 1 else decoded.std(0).mean()
 
 

@@ -21,6 +21,7 @@ from hf_latentgen.evaluation.clusters import name_clusters
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
 from hf_latentgen.models.configuration_aae import AAEConfig
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
+from hf_latentgen.models.modeling_aae import AAEModel
 from hf_latentgen.models.modeling_aae_classification import AAEForImageClassification
 from hf_latentgen.training.adversarial import AdversarialTrainer
 from hf_latentgen.training.arguments import AdversarialTrainingArguments, LatentTrainingArguments
@@ -144,14 +145,11 @@ def train_recipe(
     validation_levels = LevelsDataset(validation, processor, with_labels=needs_labels)
     # Only now, so that a mistake in the recipe leaves no folder behind.
     _make_writable(output_dir)
-    trainer_class = AdversarialTrainer if isinstance(model.config, AAEConfig) else ELBOTrainer
-    trainer = trainer_class(
-        model,
-        arguments,
-        train_dataset=training_levels,
-        eval_dataset=validation_levels,
-        processing_class=processor,
-    )
+    datasets = {"train_dataset": training_levels, "eval_dataset": validation_levels, "processing_class": processor}
+    if isinstance(arguments, AdversarialTrainingArguments):
+        trainer = AdversarialTrainer(cast(AAEModel, model), arguments, **datasets)
+    else:
+        trainer = ELBOTrainer(model, arguments, **datasets)
     # Noted before training: the source tree may move on during a long one.
     commit = git_commit()
     trainer.train(resume_from_checkpoint=str(last_checkpoint) if resume else None)
