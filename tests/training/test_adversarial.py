@@ -302,6 +302,7 @@ def test_discriminator_that_has_won_is_warned_of_once(make_adversary, monkeypatc
 def test_interrupted_win_does_not_count(make_adversary, monkeypatch, caplog):
     monkeypatch.setattr(adversarial, "WINNING_STEPS", 4)
     trainer = make_adversary()
+    trainer.state.logging_steps = 1
     for step, accuracy in enumerate([1.0, 1.0, 1.0, 0.98, 1.0, 1.0, 1.0, 0.99, 1.0], start=1):
         trainer.state.global_step = step
         trainer.log({"discriminator_accuracy": accuracy})

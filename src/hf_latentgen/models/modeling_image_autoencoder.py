@@ -24,7 +24,14 @@ class ImageAutoencoderModel(PreTrainedModel):
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
-    _no_split_modules = ["ConvBlock", "UpsamplingBlock", "ResidualBlock", "LadderPosterior", "DenseBlock"]
+    _no_split_modules = [
+        "ConvBlock",
+        "UpsamplingBlock",
+        "ResidualBlock",
+        "LadderPosterior",
+        "DenseBlock",
+        "Discriminator",
+    ]
     latent_sizes: list[int]
     has_gaussian_prior = True
 

@@ -1,0 +1,269 @@
+# Copyright 2026 The hf-latentgen authors. Apache-2.0.
+"""Exact sliding-window attention in O(n * window), and its registration with transformers.
+
+One definition of the window everywhere: query i sees the keys j with `i - window < j <= i`, its own included, and when
+it is not causal also those with `i < j < i + window`.
+
+Queries are taken in blocks. A block sees its own keys and those that its first row can still reach, through overlapping
+strided views of the keys: nothing is copied for a block, and one call of `scaled_dot_product_attention` does all.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+NAME = "local_attention"
+INFERENCE_BLOCK = 64
+
+
+def local_attention_reference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window: int,
+    *,
+    is_causal: bool = True,
+    attention_mask: Tensor | None = None,
+    document_ids: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """What `local_attention` returns, from the whole matrix of scores: its truth. [B, H, N, D]. Arguments as there."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    rows = torch.arange(num_keys - num_queries, num_keys, device=query.device).unsqueeze(1)
+    columns = torch.arange(num_keys, device=query.device)
+    visible = (columns <= rows if is_causal else columns < rows + window) & (columns > rows - window)
+    visible = visible.expand(len(query), 1, -1, -1)
+    if attention_mask is not None:
+        visible = visible & attention_mask.bool()[:, None, None]
+    if document_ids is not None:
+        visible = visible & (document_ids[:, None, -num_queries:, None] == document_ids[:, None, None])
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    # A row that sees nothing, such as padding, gives zeros.
+    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num()
+    return weights @ value
+
+
+def local_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window: int,
+    *,
+    is_causal: bool = True,
+    attention_mask: Tensor | None = None,
+    document_ids: Tensor | None = None,
+    dropout: float = 0.0,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention of each query to the keys of its window, exact, in time and memory O(N * window). [B, H, N, D].
+
+    Shape: `query` [B, H, N, D]; `key` and `value` [B, G, K, D] with K at least N, the queries being those of the last
+    N keys, and H a multiple of G.
+
+    Args:
+        query: queries.
+        key: keys, those of a cache first.
+        value: values.
+        window: number of keys that a query sees, its own included; if not causal, on either side.
+        is_causal: no query sees a later key.
+        attention_mask: false or 0 where a key is padding, on whichever side. [B, K].
+        document_ids: of packed sequences: a query sees the keys of its own document only. Integers [B, K].
+        dropout: share of the attention weights that is dropped; above 0 it takes a slower kernel.
+        scale: of the scores; `1 / sqrt(D)` when None.
+
+    Raises:
+        ValueError: an argument is out of range or has another shape; the message names it.
+
+    Source: Parmar et al. (2018), Image Transformer, section 3.2; Beltagy et al. (2020), Longformer, section 3.
+    """
+    _check(query, key, value, window, attention_mask, document_ids, dropout)
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    window = min(window, num_keys)
+    # No query reaches further back than this.
+    used = min(num_keys, num_queries + window - 1)
+    key, value = key[:, :, num_keys - used :], value[:, :, num_keys - used :]
+    masks = [None if mask is None else mask[:, num_keys - used :] for mask in (attention_mask, document_ids)]
+    block = block_size(window, query.requires_grad or key.requires_grad or value.requires_grad)
+    visible = band_visibility(num_queries, used, window, block, is_causal, *masks, device=query.device)
+    return banded_attention(query, key, value, visible, is_causal, dropout, scale)
+
+
+def block_size(window: int, is_training: bool) -> int:
+    """Rows of a block: small ones waste the fewest scores, larger ones are faster in a backward pass."""
+    return min(max(window // 2 // 32 * 32, 64), 192) if is_training else INFERENCE_BLOCK
+
+
+def band_visibility(
+    num_queries: int,
+    num_keys: int,
+    window: int,
+    block: int,
+    is_causal: bool,
+    attention_mask: Tensor | None,
+    document_ids: Tensor | None,
+    device: torch.device,
+) -> Tensor:
+    """Which keys of its view each query of a block sees. Booleans [1 or B, blocks, block, view].
+
+    The view of a block begins `reach` keys before its first row, and ends with its last row or, if not causal, `reach`
+    keys after it; `reach` is `window - 1` rounded up to whole blocks.
+    """
+    rows, columns = band_positions(num_queries, num_keys, window, block, is_causal, device)
+    distance = rows - columns
+    visible = (distance < window) & (distance >= (0 if is_causal else 1 - window))
+    visible = (visible & (columns >= 0) & (columns < num_keys) & (rows < num_keys)).unsqueeze(0)
+    columns, rows = columns.clamp(0, num_keys - 1), rows.clamp(max=num_keys - 1)
+    if attention_mask is not None:
+        visible = visible & attention_mask.bool()[:, columns]
+    if document_ids is not None:
+        visible = visible & (document_ids[:, rows] == document_ids[:, columns])
+    return visible
+
+
+def band_positions(
+    num_queries: int, num_keys: int, window: int, block: int, is_causal: bool, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """Position of each query [blocks, block, 1], and of each key of its block's view [blocks, 1, view]."""
+    reach = whole_blocks(window - 1, block)
+    view = reach + block + (0 if is_causal else reach)
+    blocks = whole_blocks(num_queries, block) // block
+    first = num_keys - num_queries + block * torch.arange(blocks, device=device).view(-1, 1, 1)
+    rows = first + torch.arange(block, device=device).view(1, -1, 1)
+    return rows, first - reach + torch.arange(view, device=device)
+
+
+def whole_blocks(length: int, block: int) -> int:
+    """The length rounded up to whole blocks."""
+    return (length + block - 1) // block * block
+
+
+def banded_attention(
+    query: Tensor, key: Tensor, value: Tensor, visible: Tensor, is_causal: bool, dropout: float, scale: float | None
+) -> Tensor:
+    """Attention within the views that `visible` [1 or B, blocks, block, view] describes. [B, H, N, D]."""
+    batch, heads, num_queries, _ = query.shape
+    blocks, block, view = visible.shape[1:]
+    past = key.shape[2] - num_queries
+    reach = (view - block) if is_causal else (view - block) // 2
+    tail = blocks * block - num_queries
+    queries = F.pad(query, (0, 0, 0, tail)).flatten(0, 1).unflatten(1, (blocks, block))
+    ends = (0, 0, reach - past, tail + (0 if is_causal else reach))
+    keys, values = (F.pad(states, ends).flatten(0, 1).unfold(1, view, block).mT for states in (key, value))
+    # A mask that all examples share has no axis for them.
+    is_shared = visible.shape[0] == 1
+    mask = visible[0] if is_shared else visible.unsqueeze(1).expand(-1, heads, -1, -1, -1).flatten(0, 1)
+    output = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout, scale=scale)
+    return output.flatten(1, 2).unflatten(0, (batch, heads))[:, :, :num_queries]
+
+
+def local_attention_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function=causal_mask_function,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    device: torch.device | str = "cpu",
+    **kwargs,
+) -> Tensor | None:
+    """What transformers' mask function allows, on the band only: booleans [1 or B, blocks, 1, block, view].
+
+    Its five axes tell `local_attention_forward` that it is banded. Layers without a window, short inputs, decoding
+    steps and static caches get transformers' own mask.
+    """
+    if attention_mask is not None and attention_mask.dim() == 5:
+        return attention_mask
+    past = kv_length - q_length
+    window = None if local_size is None else local_size + (0 if _is_causal(mask_function) else 1)
+    is_banded = window is not None and q_length > window and 0 <= past < window
+    aligned = not isinstance(q_offset, Tensor) and q_offset + q_length == kv_offset + kv_length
+    if not is_banded or not aligned or kwargs.get("use_vmap"):
+        return sdpa_mask(
+            batch_size=batch_size,
+            q_length=q_length,
+            kv_length=kv_length,
+            q_offset=q_offset,
+            kv_offset=kv_offset,
+            mask_function=mask_function,
+            attention_mask=attention_mask,
+            local_size=local_size,
+            device=device,
+            **kwargs,
+        )
+    rows, columns = band_positions(q_length, kv_length, window, INFERENCE_BLOCK, _is_causal(mask_function), device)
+    inside = (columns >= 0) & (columns < kv_length) & (rows < kv_length)
+    rows, columns = rows.clamp(max=kv_length - 1) + kv_offset, columns.clamp(0, kv_length - 1) + kv_offset
+    batch = torch.arange(batch_size, device=device).view(-1, 1, 1, 1)
+    # Four axes also where the function does not look at the batch.
+    visible = mask_function(batch, torch.zeros_like(batch[:1]), rows, columns) & inside.unsqueeze(0)
+    if attention_mask is not None:
+        missing = kv_length + kv_offset - attention_mask.shape[-1]
+        padding = F.pad(attention_mask, (0, max(missing, 0))).bool()
+        visible = visible & padding[:, columns]
+    return visible.unsqueeze(2)
+
+
+def local_attention_forward(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """Attention for transformers' interface: [B, N, H, D], and no weights."""
+    if attention_mask is None or attention_mask.dim() != 5:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    output = banded_attention(query, key, value, attention_mask.squeeze(2), module.is_causal, dropout, scaling)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _is_causal(mask_function) -> bool:
+    """Whether a mask function hides the key after a query."""
+    zero, one = torch.zeros((), dtype=torch.int64), torch.ones((), dtype=torch.int64)
+    return not bool(mask_function(zero, zero, zero, one))
+
+
+def _check(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window: int,
+    attention_mask: Tensor | None,
+    document_ids: Tensor | None,
+    dropout: float,
+) -> None:
+    if not isinstance(window, int) or isinstance(window, bool) or window < 1:
+        raise ValueError(f"window must be an integer of at least 1, got {window!r}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+    batch, heads, num_queries, dim = query.shape
+    if key.shape[0] != batch or key.shape[-1] != dim or key.shape[2] < num_queries or heads % key.shape[1]:
+        allowed = f"[{batch}, a divisor of {heads}, {num_queries} or more, {dim}]"
+        raise ValueError(f"key must have shape {allowed}, got {list(key.shape)}")
+    if value.shape[:3] != key.shape[:3]:
+        raise ValueError(
+            f"value must have the first three sizes of key, {list(key.shape[:3])}, got {list(value.shape)}"
+        )
+    for name, mask in (("attention_mask", attention_mask), ("document_ids", document_ids)):
+        if mask is not None and tuple(mask.shape) != (batch, key.shape[2]):
+            raise ValueError(f"{name} must have shape [{batch}, {key.shape[2]}], got {list(mask.shape)}")
+
+
+AttentionInterface.register(NAME, local_attention_forward)
+AttentionMaskInterface.register(NAME, local_attention_mask)

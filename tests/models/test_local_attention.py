@@ -1,0 +1,259 @@
+import itertools
+
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    MistralConfig,
+    ModernBertConfig,
+    Qwen2Config,
+)
+
+from hf_latentgen.models import local_attention as module
+from hf_latentgen.models.local_attention import local_attention, local_attention_reference
+
+LENGTHS = (1, 2, 63, 64, 65, 130, 200)
+WINDOWS = (1, 2, 63, 64, 65, 100, 1000)
+
+
+def states(length, keys=None, batch=2, heads=4, groups=2, dim=8, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(length)
+    shapes = ((heads, length), (groups, keys or length), (groups, keys or length))
+    return [torch.randn(batch, h, n, dim, generator=generator).to(dtype).requires_grad_() for h, n in shapes]
+
+
+def outputs_and_gradients(function, tensors, *arguments, **options):
+    tensors = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+    output = function(*tensors, *arguments, **options)
+    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
+    return [output, *torch.autograd.grad((output * weights).sum(), tensors)]
+
+
+def assert_equals_reference(tensors, window, **options):
+    """Outputs and gradients agree with the dense float64 reference to 1e-6 of their size."""
+    found = outputs_and_gradients(local_attention, tensors, window, **options)
+    doubles = [tensor.double() for tensor in tensors]
+    expected = outputs_and_gradients(local_attention_reference, doubles, window, **options)
+    for one, other in zip(found, expected, strict=True):
+        assert (one.double() - other).abs().max() <= 1e-6 * max(1.0, other.abs().max().item())
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_equals_the_dense_reference(length, is_causal):
+    for window in WINDOWS:
+        assert_equals_reference(states(length), window, is_causal=is_causal)
+
+
+def test_reference_is_the_definition():
+    query, key, value = states(9, batch=1, heads=1, groups=1, dtype=torch.float64)
+    output = local_attention_reference(query, key, value, 3)
+    for i in range(9):
+        seen = [j for j in range(9) if i - 3 < j <= i]
+        scores = torch.stack([query[0, 0, i] @ key[0, 0, j] for j in seen]) / 8**0.5
+        expected = sum(weight * value[0, 0, j] for weight, j in zip(scores.softmax(0), seen, strict=True))
+        torch.testing.assert_close(output[0, 0, i], expected)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side(side):
+    mask = torch.ones(2, 150, dtype=torch.int64)
+    mask[0, slice(0, 70) if side == "left" else slice(-70, None)] = 0
+    for window, is_causal in itertools.product((5, 64, 90), (True, False)):
+        assert_equals_reference(states(150), window, attention_mask=mask, is_causal=is_causal)
+
+
+def test_packed_documents_do_not_see_each_other():
+    document_ids = torch.tensor([[0] * 40 + [1] * 3 + [2] * 107, [5] * 150])
+    for is_causal in (True, False):
+        assert_equals_reference(states(150), 20, document_ids=document_ids, is_causal=is_causal)
+    query, key, value = states(150)
+    apart = local_attention(query[:1, :, 43:], key[:1, :, 43:], value[:1, :, 43:], 20)
+    together = local_attention(query, key, value, 20, document_ids=document_ids)
+    torch.testing.assert_close(together[:1, :, 43:], apart, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("length", "keys"), [(1, 7), (1, 100), (5, 70), (70, 75), (100, 300)])
+def test_queries_are_the_last_keys_of_a_cache(length, keys):
+    for window in (2, 16, 64, 400):
+        assert_equals_reference(states(length, keys), window)
+        mask = torch.ones(2, keys, dtype=torch.bool)
+        mask[1, :3] = False
+        assert_equals_reference(states(length, keys), window, attention_mask=mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    tensors = states(200, dtype=dtype)
+    output = local_attention(*tensors, 33)
+    assert output.dtype == dtype
+    expected = local_attention_reference(*(tensor.double() for tensor in tensors), 33)
+    assert (output.double() - expected).abs().max() < 0.02
+
+
+def test_rows_that_see_nothing_are_zero_and_have_finite_gradients():
+    mask = torch.zeros(2, 90, dtype=torch.bool)
+    mask[1] = True
+    output, *gradients = outputs_and_gradients(local_attention, states(90), 7, attention_mask=mask)
+    assert not output[0].any()
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_dropout_drops_in_the_mean_nothing():
+    torch.manual_seed(0)
+    query, key, value = states(70, batch=1)
+    expected = local_attention(query, key, value, 9)
+    dropped = torch.stack([local_attention(query, key, value, 9, dropout=0.3) for _ in range(400)])
+    assert not torch.equal(dropped[0], dropped[1])
+    assert (dropped.mean(0) - expected).abs().max() < 0.25
+
+
+def test_scale():
+    tensors = states(70)
+    assert_equals_reference(tensors, 9, scale=0.3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"window": 0}, "window must be an integer of at least 1, got 0"),
+        ({"window": 2.5}, "window must be an integer of at least 1, got 2.5"),
+        ({"window": True}, "window must be an integer of at least 1, got True"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"key": torch.zeros(2, 3, 10, 8)}, r"key must have shape \[2, a divisor of 4, 10 or more, 8\], got"),
+        ({"key": torch.zeros(2, 2, 9, 8)}, r"key must have shape .* got \[2, 2, 9, 8\]"),
+        ({"value": torch.zeros(2, 2, 11, 8)}, r"value must have the first three sizes of key, \[2, 2, 10\], got"),
+        ({"attention_mask": torch.ones(2, 9)}, r"attention_mask must have shape \[2, 10\], got \[2, 9\]"),
+        ({"document_ids": torch.ones(1, 10)}, r"document_ids must have shape \[2, 10\], got \[1, 10\]"),
+    ],
+)
+def test_bad_arguments_are_named(change, message):
+    query, key, value = states(10)
+    with pytest.raises(ValueError, match=message):
+        local_attention(**({"query": query, "key": key, "value": value, "window": 4} | change))
+
+
+def test_compiles_to_one_graph():
+    tensors = states(150)
+    torch.compiler.reset()
+    compiled = torch.compile(local_attention, fullgraph=True, backend="aot_eager")
+    found = outputs_and_gradients(compiled, tensors, 33)
+    torch.testing.assert_close(found, outputs_and_gradients(local_attention, tensors, 33), atol=1e-6, rtol=1e-5)
+    torch.compiler.reset()
+
+
+TINY = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+}
+CAUSAL = {
+    "mistral": lambda: MistralConfig(**TINY, num_key_value_heads=2, sliding_window=16),
+    "qwen2": lambda: Qwen2Config(
+        **TINY, num_key_value_heads=2, sliding_window=16, use_sliding_window=True, max_window_layers=1
+    ),
+    "gemma3": lambda: Gemma3TextConfig(
+        **TINY,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+}
+
+
+def build(name, implementation):
+    torch.manual_seed(0)
+    config = CAUSAL[name]()
+    config._attn_implementation = implementation
+    model = Gemma3ForCausalLM(config) if name == "gemma3" else AutoModelForCausalLM.from_config(config)
+    return model.eval()
+
+
+def tokens(length, batch=2):
+    return torch.randint(1, 50, (batch, length), generator=torch.Generator().manual_seed(length))
+
+
+def logits_and_gradients(model, ids, mask, positions=None):
+    output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+    kept = output.logits if mask is None else output.logits[mask.bool()]
+    gradients = torch.autograd.grad(kept.square().mean(), [p for p in model.parameters() if p.requires_grad])
+    return [kept, *gradients]
+
+
+@pytest.fixture
+def banded_calls(monkeypatch):
+    """Counts the calls of the banded path: a test must not pass because everything fell back to the dense one."""
+    calls = []
+    original = module.banded_attention
+    monkeypatch.setattr(module, "banded_attention", lambda *a: calls.append(1) or original(*a))
+    return calls
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("padding", [None, "left", "right"])
+def test_sliding_window_models_give_the_logits_and_gradients_of_eager(name, padding, banded_calls):
+    ours, eager = build(name, "local_attention"), build(name, "eager")
+    for length in (3, 17, 100):
+        mask = None
+        if padding and length > 3:
+            mask = torch.ones(2, length, dtype=torch.int64)
+            mask[1, slice(0, length // 3) if padding == "left" else slice(-(length // 3), None)] = 0
+        found, expected = (logits_and_gradients(model, tokens(length), mask) for model in (ours, eager))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert banded_calls
+
+
+def test_packed_positions_give_the_logits_of_eager(banded_calls):
+    ours, eager = build("mistral", "local_attention"), build("mistral", "eager")
+    positions = torch.cat([torch.arange(30), torch.arange(50)]).unsqueeze(0)
+    found, expected = (logits_and_gradients(model, tokens(80, 1), None, positions) for model in (ours, eager))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert banded_calls
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize(
+    "options", [{}, {"cache_implementation": "static"}, {"prefill_chunk_size": 20}, {"num_beams": 2}]
+)
+def test_generation_gives_the_tokens_of_eager(name, options):
+    ids = tokens(40)
+    mask = torch.ones_like(ids)
+    ids[0, :9], mask[0, :9] = 0, 0
+    if options.get("cache_implementation") == "static" or "prefill_chunk_size" in options:
+        ids, mask = ids[1:], mask[1:]
+    results = [
+        build(name, implementation).generate(
+            ids, attention_mask=mask, max_new_tokens=25, do_sample=False, disable_compile=True, **options
+        )
+        for implementation in ("local_attention", "eager")
+    ]
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("padding", [None, "left", "right"])
+def test_modernbert_gives_the_states_and_gradients_of_eager(padding, banded_calls):
+    models = []
+    for implementation in ("local_attention", "eager"):
+        torch.manual_seed(0)
+        config = ModernBertConfig(**TINY, local_attention=16, global_attn_every_n_layers=2)
+        config._attn_implementation = implementation
+        models.append(AutoModel.from_config(config).eval())
+    for length in (5, 40, 150):
+        mask = torch.ones(2, length, dtype=torch.int64)
+        if padding:
+            mask[1, slice(0, length // 3) if padding == "left" else slice(-(length // 3), None)] = 0
+        results = []
+        for model in models:
+            kept = model(input_ids=tokens(length), attention_mask=mask).last_hidden_state[mask.bool()]
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            results.append([kept, *torch.autograd.grad(kept.square().mean(), trained, allow_unused=True)])
+        torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)
+    assert banded_calls
