@@ -183,7 +183,9 @@ def local_attention_mask(
     if attention_mask is not None and attention_mask.dim() == 5:
         return attention_mask
     past = kv_length - q_length
-    window = None if local_size is None else local_size + (0 if _is_causal(mask_function) else 1)
+    # An encoder's window of transformers is the reach on either side, without the query itself.
+    is_causal = "allow_is_bidirectional_skip" not in kwargs
+    window = None if local_size is None else local_size + (0 if is_causal else 1)
     is_banded = window is not None and q_length > window and 0 <= past < window
     aligned = not isinstance(q_offset, Tensor) and q_offset + q_length == kv_offset + kv_length
     if not is_banded or not aligned or kwargs.get("use_vmap"):
@@ -199,7 +201,7 @@ def local_attention_mask(
             device=device,
             **kwargs,
         )
-    rows, columns = band_positions(q_length, kv_length, window, INFERENCE_BLOCK, _is_causal(mask_function), device)
+    rows, columns = band_positions(q_length, kv_length, window, INFERENCE_BLOCK, is_causal, device)
     inside = (columns >= 0) & (columns < kv_length) & (rows < kv_length)
     rows, columns = rows.clamp(max=kv_length - 1) + kv_offset, columns.clamp(0, kv_length - 1) + kv_offset
     batch = torch.arange(batch_size, device=device).view(-1, 1, 1, 1)
@@ -231,12 +233,6 @@ def local_attention_forward(
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     output = banded_attention(query, key, value, attention_mask.squeeze(2), module.is_causal, dropout, scaling)
     return output.transpose(1, 2).contiguous(), None
-
-
-def _is_causal(mask_function) -> bool:
-    """Whether a mask function hides the key after a query."""
-    zero, one = torch.zeros((), dtype=torch.int64), torch.ones((), dtype=torch.int64)
-    return not bool(mask_function(zero, zero, zero, one))
 
 
 def _check(

@@ -1,0 +1,226 @@
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoModelForCausalLM
+from transformers.cache_utils import DynamicCache
+
+from hf_latentgen import LocalTransformerConfig, LocalTransformerForCausalLM, LocalTransformerModel
+from modeling_common import CommonModelTests, perturb
+
+TINY = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "window": 8}
+TINY |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+VARIANTS = {
+    "sliding": {},
+    "mixed, grouped, untied": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": False,
+    },
+}
+IMPLEMENTATIONS = ("local_attention", "eager", "sdpa")
+
+
+def ids(batch_size, length, seed=0):
+    return torch.randint(3, 40, (batch_size, length), generator=torch.Generator().manual_seed(seed))
+
+
+def build(**fields):
+    torch.manual_seed(0)
+    model = LocalTransformerForCausalLM(LocalTransformerConfig(**(TINY | fields)))
+    perturb(model)
+    return model.eval()
+
+
+class TestCommonBehaviours(CommonModelTests):
+    model_class = LocalTransformerForCausalLM
+    auto_class = AutoModelForCausalLM
+
+    # Without a cache, which is no tensor and cannot be compared.
+    @pytest.fixture(params=VARIANTS)
+    def config(self, request):
+        return LocalTransformerConfig(**TINY, **VARIANTS[request.param], use_cache=False)
+
+    def make_inputs(self, config, batch_size):
+        tokens = ids(batch_size, 21)
+        return {"input_ids": tokens, "labels": tokens}
+
+
+def test_defaults_make_a_small_model_in_silence(capfd):
+    model = LocalTransformerModel(LocalTransformerConfig())
+    assert model.num_parameters() < 1_000_000
+    assert model.config.layer_types == ["sliding_attention"] * 4
+    assert model.config._attn_implementation == "local_attention"
+    assert model.config.sliding_window == model.config.window == 256
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("window", 1, "at least 2"),
+        ("window", 0, "at least 2"),
+        ("num_attention_heads", 3, "a divisor of hidden_size=16 into even heads"),
+        ("num_attention_heads", 16, "a divisor of hidden_size=16 into even heads"),
+        ("num_key_value_heads", 3, "a divisor of num_attention_heads=4"),
+        ("layer_types", ["sliding_attention"], "2 of .*, one for each layer"),
+        ("layer_types", ["sliding_attention", "linear_attention"], "2 of .*, one for each layer"),
+        ("max_position_embeddings", 0, "at least 1, or None"),
+        ("attention_dropout", 1.0, r"in \[0, 1\)"),
+        ("vocab_size", 0, "at least 1"),
+    ],
+)
+def test_bad_fields_are_named(field, value, allowed):
+    with pytest.raises(StrictDataclassError, match=rf"{field} must be {allowed}, got "):
+        LocalTransformerConfig(**(TINY | {field: value}))
+
+
+def test_a_window_that_is_no_integer_is_refused():
+    with pytest.raises(StrictDataclassError, match="window"):
+        LocalTransformerConfig(**(TINY | {"window": 8.5}))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"input_ids": torch.tensor([[3, 40]])}, r"input_ids must be ids in 0 \.\.\. 39, got values from 3 to 40"),
+        ({"input_ids": torch.tensor([[3, -1]])}, r"input_ids must be ids in 0 \.\.\. 39, got values from -1 to 3"),
+        ({}, "give exactly one of input_ids and inputs_embeds"),
+        (
+            {"input_ids": ids(1, 5), "attention_mask": torch.tensor([[0, 1, 1, 1, 0]])},
+            "attention_mask must pad each sequence on one side, got one padded on both",
+        ),
+        ({"input_ids": ids(1, 31)}, "input_ids must end before max_position_embeddings=30, got 31"),
+    ],
+)
+def test_bad_inputs_are_named(inputs, message):
+    with pytest.raises(ValueError, match=message):
+        build(max_position_embeddings=30)(**inputs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("side", [None, "left", "right"])
+def test_attention_implementations_agree(variant, side):
+    model = build(**VARIANTS[variant])
+    for length in (3, 9, 100):
+        mask = torch.ones(2, length, dtype=torch.int64)
+        if side and length > 3:
+            mask[1, slice(0, length // 3) if side == "left" else slice(-(length // 3), None)] = 0
+        logits = []
+        for implementation in IMPLEMENTATIONS:
+            model.set_attn_implementation(implementation)
+            logits.append(model(input_ids=ids(2, length), attention_mask=mask).logits[mask.bool()])
+        torch.testing.assert_close(logits[1], logits[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(logits[2], logits[0], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_token_sees_its_window_in_every_layer_and_nothing_else():
+    model = build()
+    tokens = ids(1, 60)
+    changed = tokens.clone()
+    changed[0, 20] = (tokens[0, 20] - 3 + 1) % 37 + 3
+    moved = (model(input_ids=tokens).logits != model(input_ids=changed).logits).any(-1)[0].nonzero().flatten()
+    # Two layers of eight tokens reach 14 tokens back.
+    assert moved.min() == 20
+    assert moved.max() == 20 + 2 * 7
+
+
+@torch.no_grad()
+def test_packed_documents_are_independent():
+    model = build()
+    tokens = ids(1, 50)
+    positions = torch.cat([torch.arange(18), torch.arange(32)]).unsqueeze(0)
+    packed = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
+    apart = torch.cat([model(input_ids=tokens[:, :18]).logits, model(input_ids=tokens[:, 18:]).logits], 1)
+    torch.testing.assert_close(packed, apart, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("length", [7, 8, 9, 16, 40])
+def test_cached_equals_uncached_and_the_cache_stays_small(variant, length):
+    model = build(**VARIANTS[variant])
+    tokens = ids(2, length + 6)
+    expected = model(input_ids=tokens, use_cache=False).logits
+    cache = DynamicCache(config=model.config)
+    logits = [model(input_ids=tokens[:, :length], past_key_values=cache, use_cache=True).logits]
+    for position in range(length, length + 6):
+        logits.append(model(input_ids=tokens[:, position : position + 1], past_key_values=cache, use_cache=True).logits)
+    torch.testing.assert_close(torch.cat(logits, 1), expected, atol=1e-5, rtol=1e-4)
+    for layer, kind in zip(cache.layers, model.config.layer_types, strict=True):
+        if kind == "sliding_attention":
+            assert layer.keys.shape[2] <= model.config.window
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_beams": 3},
+        {"cache_implementation": "static", "disable_compile": True},
+        {"prefill_chunk_size": 7},
+        {"use_cache": False},
+    ],
+)
+def test_generation_gives_the_same_tokens_with_every_implementation(variant, options):
+    model = build(**VARIANTS[variant])
+    expected = None
+    for implementation in IMPLEMENTATIONS:
+        model.set_attn_implementation(implementation)
+        found = model.generate(ids(2, 20), max_new_tokens=15, do_sample=False, **options)
+        expected = found if expected is None else expected
+        assert torch.equal(found, expected), implementation
+
+
+def test_left_padding_does_not_change_what_is_generated():
+    model = build()
+    tokens = ids(1, 20)
+    padded = torch.cat([torch.zeros(1, 11, dtype=torch.int64), tokens], 1)
+    mask = (padded != 0).long()
+    alone = model.generate(tokens, max_new_tokens=12, do_sample=False)
+    found = model.generate(padded, attention_mask=mask, max_new_tokens=12, do_sample=False)
+    assert torch.equal(found[:, 11:], alone)
+
+
+def test_sampling_is_reproducible():
+    model = build()
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        drawn.append(model.generate(ids(1, 5), max_new_tokens=12, do_sample=True, temperature=0.8, top_k=10))
+    assert torch.equal(*drawn)
+
+
+@torch.no_grad()
+def test_hidden_states_attentions_and_kept_logits():
+    model = build()
+    tokens = ids(2, 30)
+    model.set_attn_implementation("eager")
+    output = model(input_ids=tokens, output_hidden_states=True, output_attentions=True)
+    assert [state.shape for state in output.hidden_states] == [(2, 30, 16)] * 3
+    assert [weights.shape for weights in output.attentions] == [(2, 4, 30, 30)] * 2
+    beyond = torch.ones(30, 30).tril(-8).bool()
+    assert not output.attentions[0][..., beyond].any()
+    torch.testing.assert_close(model(input_ids=tokens, logits_to_keep=1).logits, output.logits[:, -1:])
+
+
+def test_tied_weights_are_one_tensor_and_embeddings_can_be_resized(tmp_path):
+    model = build()
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    model.resize_token_embeddings(45)
+    model.save_pretrained(tmp_path)
+    loaded = LocalTransformerForCausalLM.from_pretrained(tmp_path)
+    assert loaded.lm_head.weight.shape == (45, 16)
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    untied = build(tie_word_embeddings=False)
+    assert untied.lm_head.weight is not untied.model.embed_tokens.weight
+
+
+@torch.no_grad()
+def test_embeddings_instead_of_ids():
+    model = build()
+    tokens = ids(2, 12)
+    found = model(inputs_embeds=model.get_input_embeddings()(tokens)).logits
+    torch.testing.assert_close(found, model(input_ids=tokens).logits)
