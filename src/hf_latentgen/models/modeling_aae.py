@@ -61,17 +61,12 @@ class AAEOutput(ModelOutput):
 
 
 class Adversary(NamedTuple):
-    """A discriminator with the codes it judges [B, dim] and the prior it compares them with.
-
-    `parts` [B] says from which part of the prior the sample for each image is drawn, and `told` [B, T] what the
-    discriminator reads beside a code and beside the sample that stands against it.
-    """
+    """A discriminator with the codes it judges [B, dim], the prior it compares them with, and their parts [B]."""
 
     codes: Tensor
     discriminator: Discriminator
     prior: Prior
-    parts: Tensor | None = None
-    told: Tensor | None = None
+    parts: Tensor | None
 
 
 def make_prior(config: AAEConfig) -> Prior:
@@ -105,7 +100,7 @@ class AAEModel(ImageAutoencoderModel):
         self.post_init()
 
     def _make_networks(self, num_codes: int = 0) -> None:
-        """Encoder, decoder and discriminator of the latent vector, for `num_codes` classes beside it."""
+        """Encoder and decoder, for `num_codes` classes beside the latent vector, and its discriminator."""
         config = self.config
         parameters = config.latent_dim * (2 if config.posterior == "gaussian" else 1)
         outputs_per_dim = config.num_levels if config.reconstruction == "categorical" else 1
@@ -115,7 +110,7 @@ class AAEModel(ImageAutoencoderModel):
         self.has_gaussian_prior = config.prior == "gaussian" and num_codes == 0
         # One more than the parts: for images whose class is not known.
         told = self.prior.num_parts + 1 if config.labelled_prior else 0
-        self.discriminator = Discriminator(config.latent_dim + num_codes + told, config.discriminator_channels)
+        self.discriminator = Discriminator(config.latent_dim + told, config.discriminator_channels)
         self.latent_sizes = [num_codes, config.latent_dim] if num_codes else [config.latent_dim]
 
     @can_return_tuple
@@ -149,11 +144,7 @@ class AAEModel(ImageAutoencoderModel):
         posterior = self._posterior(self._encode(pixel_values, generator))
         latents = posterior.sample(generator) if self._stochastic(sample_posterior) else posterior.mean
         output = self._decoded_output(pixel_values, latents)
-        adversary = Adversary(latents, self.discriminator, self.prior)
-        if self.config.labelled_prior and labels is not None:
-            num_parts = self.prior.num_parts
-            told = F.one_hot(torch.where(labels < 0, num_parts, labels), num_parts + 1).to(latents.dtype)
-            adversary = adversary._replace(parts=labels, told=told)
+        adversary = Adversary(latents, self.discriminator, self.prior, labels if self.config.labelled_prior else None)
         self._judge(output, [adversary], self._stochastic(sample_prior), generator)
         if return_loss:
             output.loss = self._objective(output)
@@ -307,8 +298,10 @@ class AAEModel(ImageAutoencoderModel):
         """The discriminator's logits of codes, which get noise while training, and of what it is told. [B]."""
         if self.training and self.config.discriminator_noise_std > 0:
             codes = codes + self.config.discriminator_noise_std * standard_normal(codes.shape, codes, generator)
-        if adversary.told is not None:
-            codes = torch.cat([codes, adversary.told], 1)
+        if adversary.parts is not None:
+            num_parts = adversary.prior.num_parts
+            told = torch.where(adversary.parts < 0, num_parts, adversary.parts)
+            codes = torch.cat([codes, F.one_hot(told, num_parts + 1).to(codes.dtype)], 1)
         return adversary.discriminator(codes.to(self.dtype), frozen).float()
 
     def _objective(self, output: AAEOutput) -> Tensor:

@@ -20,10 +20,7 @@ class AAEForImageClassification(AAEModel):
     y to the corners of the simplex, all equally likely, the other drives z to its prior. Images with a label add their
     cross-entropy. Without any labels and with `num_clusters` the classes are clusters, which get their names later.
 
-    Unlike in the paper the discriminator of z is told y, the same beside a style and beside the sample that stands
-    against it: a style that knows the class betrays itself, and style and class become independent.
-
-    Source: Makhzani et al. (2015), sections 2.3, 5 and 6.
+    Source: Makhzani et al. (2015), sections 5 and 6.
     """
 
     def __init__(self, config: AAEConfig):
@@ -70,8 +67,8 @@ class AAEForImageClassification(AAEModel):
         classes = code_logits.softmax(1)
         output = self._decoded_output(pixel_values, torch.cat([classes, styles], 1))
         adversaries = [
-            Adversary(styles, self.discriminator, self.prior, told=classes.detach()),
-            Adversary(classes, self.class_discriminator, self.class_prior),
+            Adversary(styles, self.discriminator, self.prior, None),
+            Adversary(classes, self.class_discriminator, self.class_prior, None),
         ]
         self._judge(output, adversaries, self._stochastic(sample_prior), generator)
         output.logits = self._class_logits(code_logits)
