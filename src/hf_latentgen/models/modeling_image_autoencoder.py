@@ -114,19 +114,23 @@ class ImageAutoencoderModel(PreTrainedModel):
             raise ValueError(f"latents must have shape [B, {self.num_latents}], got {list(latents.shape)}")
 
     def _check_levels(self, pixel_values: Tensor) -> None:
-        config = self.config
-        shape = (config.num_channels, config.image_size, config.image_size)
-        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != shape or pixel_values.shape[0] == 0:
-            expected = f"[B, {', '.join(map(str, shape))}] with B at least 1"
-            raise ValueError(f"pixel_values must have shape {expected}, got {list(pixel_values.shape)}")
-        if pixel_values.is_floating_point() or pixel_values.dtype == torch.bool:
-            raise ValueError(f"pixel_values must be integer levels, got {pixel_values.dtype}")
-        # A compiled graph cannot stop on a value.
-        if not torch.compiler.is_compiling():
-            low, high = (value.item() for value in pixel_values.aminmax())
-            if low < 0 or high >= config.num_levels:
-                allowed = f"levels in 0 ... {config.num_levels - 1}"
-                raise ValueError(f"pixel_values must be {allowed}, got values from {low} to {high}")
+        check_levels(pixel_values, self.config.num_channels, self.config.image_size, self.config.num_levels)
+
+
+def check_levels(pixel_values: Tensor, num_channels: int, image_size: int, num_levels: int) -> None:
+    """Raises `ValueError` unless the images are integer levels of the given size and range, at least one of them."""
+    shape = (num_channels, image_size, image_size)
+    if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != shape or pixel_values.shape[0] == 0:
+        expected = f"[B, {', '.join(map(str, shape))}] with B at least 1"
+        raise ValueError(f"pixel_values must have shape {expected}, got {list(pixel_values.shape)}")
+    if pixel_values.is_floating_point() or pixel_values.dtype == torch.bool:
+        raise ValueError(f"pixel_values must be integer levels, got {pixel_values.dtype}")
+    # A compiled graph cannot stop on a value.
+    if not torch.compiler.is_compiling():
+        low, high = (value.item() for value in pixel_values.aminmax())
+        if low < 0 or high >= num_levels:
+            allowed = f"levels in 0 ... {num_levels - 1}"
+            raise ValueError(f"pixel_values must be {allowed}, got values from {low} to {high}")
 
 
 def check_at_least(name: str, value: int, least: int) -> None:

@@ -4,9 +4,9 @@
 An id below 256 is the byte itself; 256, 257 and 258 are the padding, beginning and end tokens. So the ids of bytes are
 `list(content)`, and where no special token is in the way the bytes of ids are `bytes(ids)`.
 
-Text is `str`, as everywhere in transformers, and stands for its UTF-8 bytes. Bytes that are not UTF-8 are carried by the
-`surrogateescape` convention of Python (PEP 383): `content.decode("utf-8", "surrogateescape")` makes a text of any bytes,
-`text.encode("utf-8", "surrogateescape")` gives them back.
+Text is `str`, as everywhere in transformers, and stands for its UTF-8 bytes. Bytes that are not UTF-8 are carried by
+the `surrogateescape` convention of Python (PEP 383): `content.decode("utf-8", "surrogateescape")` makes a text of any
+bytes, `text.encode("utf-8", "surrogateescape")` gives them back.
 """
 
 from typing import Any, ClassVar

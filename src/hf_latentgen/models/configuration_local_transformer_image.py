@@ -1,0 +1,59 @@
+# Copyright 2026 The hf-latentgen authors. Apache-2.0.
+"""Configuration of the local-attention transformer over pixels."""
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_image_autoencoder import require
+from .configuration_local_transformer import LocalTransformerConfig
+
+# The pixel before, and of the pixel to predict the one above, above to the left and above to the right.
+NUM_CONTEXTS = 4
+
+
+@strict
+class LocalTransformerImageConfig(LocalTransformerConfig):
+    """Configuration of a [`LocalTransformerForImageGeneration`].
+
+    Args, besides those of [`LocalTransformerConfig`], of which `vocab_size`, `window` and the special ids follow from
+    the others:
+        image_size (`int`, defaults to 28): height and width of the square image.
+        num_channels (`int`, defaults to 1): channels of the image.
+        num_levels (`int`, defaults to 16): integer levels of a pixel, 2 to 256.
+        window_rows (`int`, defaults to 2): rows of the image that a pixel sees.
+        is_class_conditional (`bool`, defaults to `False`): the model is told the class, one of `num_labels`.
+    """
+
+    model_type = "latentgen_local_transformer_image"
+    keys_to_ignore_at_inference = ["logits"]
+
+    image_size: int = 28
+    num_channels: int = 1
+    num_levels: int = 16
+    window_rows: int = 2
+    is_class_conditional: bool = False
+    tie_word_embeddings: bool = False
+    use_cache: bool = False
+
+    def __post_init__(self, **kwargs):
+        self.window = max(self.window_rows * self.row_length, 2)
+        # Each context has its own embedding of each level, and of what lies outside of the image.
+        self.vocab_size = NUM_CONTEXTS * (self.num_levels + 1)
+        self.pad_token_id = self.bos_token_id = self.eos_token_id = None
+        super().__post_init__(**kwargs)
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a row of the image."""
+        return self.image_size * self.num_channels
+
+    @property
+    def num_dims(self) -> int:
+        """Dimensions of one image, `C * H * W`: the denominator of every bits-per-dimension score."""
+        return self.row_length * self.image_size
+
+    def validate_image(self):
+        """Raises `ValueError` if the image fields are out of range."""
+        require(self.image_size >= 1, "image_size", self.image_size, "at least 1")
+        require(self.num_channels >= 1, "num_channels", self.num_channels, "at least 1")
+        require(2 <= self.num_levels <= 256, "num_levels", self.num_levels, "2 to 256")
+        require(self.window_rows >= 1, "window_rows", self.window_rows, "at least 1")

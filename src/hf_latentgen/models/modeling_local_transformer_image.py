@@ -1,0 +1,208 @@
+# Copyright 2026 The hf-latentgen authors. Apache-2.0.
+"""The local-attention transformer over pixels: an exact likelihood of images, one pixel after the other."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .bits import nats_to_bits_per_dim
+from .configuration_local_transformer_image import NUM_CONTEXTS, LocalTransformerImageConfig
+from .distributions import OUTPUTS
+from .modeling_image_autoencoder import check_at_least, check_levels
+from .modeling_local_transformer import LocalTransformerModel, LocalTransformerPreTrainedModel
+
+
+@dataclass
+class ImageLikelihoodOutput(ModelOutput):
+    """What [`LocalTransformerForImageGeneration`] returns.
+
+    Args:
+        loss: mean over the batch, in bits per dimension. Scalar.
+        negative_log_likelihood: `-log p(x)` of each image, exact, in nats. [B].
+        logits: unnormalised log probabilities of the levels, given the pixels before. [B, num_levels, C, H, W].
+    """
+
+    loss: Tensor | None = None
+    negative_log_likelihood: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
+    """Autoregressive model of pixels in raster order, the channels of a pixel one after the other.
+
+    The input that predicts a value is the sum of embeddings of the value before it, of the values above, above to the
+    left and above to the right of it, and of its row, column and channel: a model may look at everything that comes
+    before the value it predicts. Attention reaches `window_rows` rows back in each layer.
+
+    Source: Parmar et al. (2018), Image Transformer; the neighbours as input are what a PixelCNN's first layer sees.
+    """
+
+    config: LocalTransformerImageConfig
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+
+    def __init__(self, config: LocalTransformerImageConfig):
+        super().__init__(config)
+        self.model = LocalTransformerModel(config)
+        self.row_embedding = nn.Embedding(config.image_size, config.hidden_size)
+        self.column_embedding = nn.Embedding(config.image_size, config.hidden_size)
+        self.channel_embedding = nn.Embedding(config.num_channels, config.hidden_size)
+        num_classes = config.num_labels if config.is_class_conditional else None
+        self.class_embedding = None if num_classes is None else nn.Embedding(num_classes, config.hidden_size)
+        self.lm_head = nn.Linear(config.hidden_size, config.num_levels, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, return_loss: bool = True):
+        """The exact likelihood of each image: all `C * H * W` dimensions count, the first too.
+
+        Args:
+            pixel_values: integer levels, [B, C, H, W].
+            labels: classes, for a class-conditional model. [B].
+            return_loss: also compute the loss.
+
+        Raises:
+            ValueError: bad levels, or labels that are missing, out of range or not wanted.
+        """
+        self._check_images(pixel_values)
+        self._check_labels(labels, pixel_values.shape[0])
+        values = self._sequence(pixel_values)
+        states = self.model(inputs_embeds=self._inputs(values, labels, 0, values.shape[1]), use_cache=False)
+        logits = self.lm_head(states.last_hidden_state).float()
+        nats = F.cross_entropy(logits.transpose(1, 2), values, reduction="none").sum(1)
+        loss = nats_to_bits_per_dim(nats.mean(), self.config.num_dims) if return_loss else None
+        return ImageLikelihoodOutput(loss, nats, self._images(logits))
+
+    @torch.no_grad()
+    def bits_per_dim(self, pixel_values: Tensor, labels: Tensor | None = None) -> Tensor:
+        """`-log p(x)` of each image in bits per dimension: exact, no bound. [B]."""
+        nats = self(pixel_values, labels=labels, return_loss=False).negative_log_likelihood
+        return nats_to_bits_per_dim(nats, self.config.num_dims)
+
+    def sample(
+        self,
+        num_images: int,
+        generator: torch.Generator | None = None,
+        output: str = "sample",
+        temperature: float = 1.0,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Images drawn pixel by pixel, as levels. [num_images, C, H, W]. Arguments and errors as in `complete`.
+
+        Raises:
+            ValueError: `num_images` is below 1.
+        """
+        check_at_least("num_images", num_images, 1)
+        size = self.config.image_size
+        blank = torch.zeros(num_images, self.config.num_channels, size, size, dtype=torch.int64, device=self.device)
+        return self.complete(blank, 0, generator, output, temperature, labels)
+
+    @torch.no_grad()
+    def complete(
+        self,
+        pixel_values: Tensor,
+        rows: int,
+        generator: torch.Generator | None = None,
+        output: str = "sample",
+        temperature: float = 1.0,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Images whose first rows are given and whose others are drawn, as levels. [B, C, H, W].
+
+        Args:
+            pixel_values: levels, of which only the first `rows` rows are read.
+            rows: 0 to `image_size`.
+            generator: source of the drawn levels.
+            output: draw each value ("sample"), or take the most probable one ("mode"); "mean" draws, and returns the
+                expected value of each given those before, a real number.
+            temperature: the logits are divided by it.
+            labels: classes, for a class-conditional model. [B].
+
+        Raises:
+            ValueError: an argument is out of range.
+        """
+        self._check_images(pixel_values)
+        self._check_labels(labels, pixel_values.shape[0])
+        config = self.config
+        if rows != int(rows) or not 0 <= rows <= config.image_size:
+            raise ValueError(f"rows must be a whole number in 0 ... {config.image_size}, got {rows}")
+        if output not in OUTPUTS:
+            raise ValueError(f"output must be one of {OUTPUTS}, got {output!r}")
+        if temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        values = self._sequence(pixel_values.clone())
+        shown = values.float() if output == "mean" else values
+        levels = torch.arange(config.num_levels, device=values.device, dtype=torch.float32)
+        cache = DynamicCache(config=config)
+        start = int(rows) * config.row_length
+        known = 0
+        for position in range(start, values.shape[1]):
+            # The first step reads all given rows at once.
+            probabilities = self._next(values, labels, known, position + 1, cache, temperature)
+            known = position + 1
+            if output == "mode":
+                values[:, position] = probabilities.argmax(1)
+            else:
+                device = probabilities.device if generator is None else generator.device
+                drawn = torch.multinomial(probabilities.to(device), 1, generator=generator)
+                values[:, position] = drawn.squeeze(1).to(values.device)
+            if output == "mean":
+                shown[:, position] = probabilities @ levels
+        return self._images((shown if output == "mean" else values).unsqueeze(2)).squeeze(1)
+
+    def _next(
+        self, values: Tensor, labels: Tensor | None, start: int, stop: int, cache: Cache, temperature: float
+    ) -> Tensor:
+        """Probabilities of the levels at position `stop - 1`, from inputs that the cache has not seen. [B, levels]."""
+        inputs = self._inputs(values, labels, start, stop)
+        states = self.model(inputs_embeds=inputs, past_key_values=cache, use_cache=True).last_hidden_state
+        return (self.lm_head(states[:, -1]).float() / temperature).softmax(-1)
+
+    def _inputs(self, values: Tensor, labels: Tensor | None, start: int, stop: int) -> Tensor:
+        """What the model reads to predict the values from `start` to before `stop`. [B, stop - start, hidden_size]."""
+        config = self.config
+        position = torch.arange(start, stop, device=values.device)
+        row, column = position // config.row_length, position % config.row_length // config.num_channels
+        is_inside = torch.stack(
+            [position > 0, row > 0, (row > 0) & (column > 0), (row > 0) & (column < config.image_size - 1)], 1
+        )
+        above = position - config.row_length
+        contexts = torch.stack([position - 1, above, above - config.num_channels, above + config.num_channels], 1)
+        found = values[:, contexts.clamp(min=0)]
+        ids = torch.where(is_inside, found, config.num_levels)
+        offsets = (config.num_levels + 1) * torch.arange(NUM_CONTEXTS, device=values.device)
+        inputs = self.model.embed_tokens(ids + offsets).sum(2)
+        inputs = inputs + self.row_embedding(row) + self.column_embedding(column)
+        inputs = inputs + self.channel_embedding(position % config.num_channels)
+        if self.class_embedding is not None:
+            inputs = inputs + self.class_embedding(labels).unsqueeze(1)
+        return inputs
+
+    def _sequence(self, pixel_values: Tensor) -> Tensor:
+        """Levels in raster order, the channels of a pixel together. int64 [B, H * W * C]."""
+        return pixel_values.long().movedim(1, -1).flatten(1)
+
+    def _images(self, sequence: Tensor) -> Tensor:
+        """The values of a raster order as images. Shape: [B, H * W * C, K] -> [B, K, C, H, W]."""
+        size = self.config.image_size
+        return sequence.unflatten(1, (size, size, self.config.num_channels)).permute(0, 4, 3, 1, 2)
+
+    def _check_images(self, pixel_values: Tensor) -> None:
+        check_levels(pixel_values, self.config.num_channels, self.config.image_size, self.config.num_levels)
+
+    def _check_labels(self, labels: Tensor | None, batch_size: int) -> None:
+        if self.class_embedding is None:
+            if labels is not None:
+                raise ValueError("labels must be None for a model without is_class_conditional")
+            return
+        num_classes = self.class_embedding.num_embeddings
+        if labels is None or tuple(labels.shape) != (batch_size,):
+            given = None if labels is None else list(labels.shape)
+            raise ValueError(f"labels must be classes of shape [{batch_size}], got {given}")
+        if not torch.compiler.is_compiling() and ((labels < 0) | (labels >= num_classes)).any():
+            raise ValueError(f"labels must be in 0 ... {num_classes - 1}, got {labels.tolist()}")
