@@ -23,7 +23,7 @@ FLOORS = {
 MAX_FILE_LINES = 450
 MAX_PACKAGE_LINES = 8_000
 MAX_SCRIPT_LINES = 120
-MAX_FILE_BYTES = 3_000_000
+MAX_FILE_BYTES = 3 * 2**20
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 COPYRIGHT = "# Copyright 2026 The hf-latentgen authors. Apache-2.0."
 

@@ -28,7 +28,7 @@ from hf_latentgen.models.modeling_aae_classification import AAEForImageClassific
 from hf_latentgen.models.modeling_vae import VAEModel
 
 # Larger weights belong on the Hub, not into a git repository.
-MAX_WEIGHT_BYTES = 3_000_000
+MAX_WEIGHT_BYTES = 3 * 2**20
 
 
 def evaluate_checkpoint(
