@@ -6,9 +6,10 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
+    AutoTokenizer,
 )
 
-from hf_latentgen.data import LevelsDataset, collate_levels, load_images
+from hf_latentgen.data import LevelsDataset, TokenBlocksDataset, collate_levels, load_images, load_text
 from hf_latentgen.models.configuration_aae import AAEConfig
 from hf_latentgen.models.configuration_local_transformer import LocalTransformerConfig
 from hf_latentgen.models.configuration_local_transformer_image import LocalTransformerImageConfig
@@ -20,6 +21,7 @@ from hf_latentgen.models.modeling_aae_classification import AAEForImageClassific
 from hf_latentgen.models.modeling_local_transformer import LocalTransformerForCausalLM, LocalTransformerModel
 from hf_latentgen.models.modeling_local_transformer_image import LocalTransformerForImageGeneration
 from hf_latentgen.models.modeling_vae import VAEModel, VAEOutput
+from hf_latentgen.models.tokenization_bytes import ByteTokenizer
 from hf_latentgen.training.adversarial import AdversarialTrainer
 from hf_latentgen.training.arguments import AdversarialTrainingArguments, LatentTrainingArguments
 from hf_latentgen.training.trainer import ELBOTrainer
@@ -36,6 +38,7 @@ AutoModelForCausalLM.register(LocalTransformerConfig, LocalTransformerForCausalL
 AutoModelForImageClassification.register(AAEConfig, AAEForImageClassification, exist_ok=True)
 for config_class in (VAEConfig, AAEConfig, LocalTransformerImageConfig):
     AutoImageProcessor.register(config_class, image_processor_classes={"pil": LevelsImageProcessor}, exist_ok=True)
+AutoTokenizer.register(LocalTransformerConfig, tokenizer_class=ByteTokenizer, exist_ok=True)
 
 __version__ = "0.1.0"
 
@@ -46,6 +49,7 @@ __all__ = [
     "AAEOutput",
     "AdversarialTrainer",
     "AdversarialTrainingArguments",
+    "ByteTokenizer",
     "ELBOTrainer",
     "LatentTrainingArguments",
     "LevelsDataset",
@@ -55,11 +59,13 @@ __all__ = [
     "LocalTransformerForImageGeneration",
     "LocalTransformerImageConfig",
     "LocalTransformerModel",
+    "TokenBlocksDataset",
     "VAEConfig",
     "VAEModel",
     "VAEOutput",
     "collate_levels",
     "load_images",
+    "load_text",
     "local_attention",
     "local_attention_reference",
 ]

@@ -9,7 +9,7 @@ the `surrogateescape` convention of Python (PEP 383): `content.decode("utf-8", "
 bytes, `text.encode("utf-8", "surrogateescape")` gives them back.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from transformers import AddedToken, PreTrainedTokenizer
@@ -98,7 +98,7 @@ class ByteTokenizer(PreTrainedTokenizer):
         if isinstance(tokens, str):
             return super().convert_tokens_to_ids(tokens)
         # One call for a million tokens.
-        return list(map(self.get_vocab().get, tokens))
+        return cast(list[int], list(map(self.get_vocab().get, tokens)))
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Text of tokens."""

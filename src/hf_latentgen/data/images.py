@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 import zlib
 from collections.abc import Collection
 from pathlib import Path
@@ -24,21 +23,14 @@ from datasets import (
     NamedSplit,
     load_dataset,
 )
-from datasets.packaged_modules.cache.cache import Cache
 from datasets.table import InMemoryTable
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from hf_latentgen.data.sources import DATA_DIR_VARIABLE, HUB_ID, SPLIT_ALIASES, SPLITS, data_root, load_hub
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 
-DATA_DIR_VARIABLE = "HF_LATENTGEN_DATA"
 SPLIT_SEED = 42
-SPLITS = ("train", "validation", "test")
-# Names under which published data sets keep their validation split.
-SPLIT_ALIASES = {"valid": "validation", "val": "validation", "dev": "validation"}
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_IDS = {"mnist": "ylecun/mnist", "fashion_mnist": "zalando-datasets/fashion_mnist"}
 
 # The official file names; each may also carry .gz. A star stands for any beginning.
@@ -101,7 +93,7 @@ def load_images(
         dataset = _load_folder(Path(name_or_path), split, streaming)
     elif HUB_ID.fullmatch(str(name_or_path)):
         looked_for = f"{name_or_path} was looked for as a folder"
-        dataset = _select_split(_load_hub(str(name_or_path), looked_for, streaming), split, str(name_or_path))
+        dataset = _select_split(load_hub(str(name_or_path), looked_for, streaming), split, str(name_or_path))
     else:
         raise ValueError(
             f"name_or_path must be digits, {', '.join(NAMED_FILES)}, an existing folder or a Hub id owner/name, "
@@ -275,14 +267,12 @@ def _load_digits(split: str) -> Dataset:
 
 def _load_named(name: str, split: str, data_dir: str | os.PathLike | None) -> Dataset | IterableDataset:
     """One split of a named data set, from the first local folder that holds its official files, else from the Hub."""
-    root = data_dir or os.environ.get(DATA_DIR_VARIABLE)
-    if root and not Path(root).is_dir():
-        raise FileNotFoundError(f"data_dir (or {DATA_DIR_VARIABLE}) must be an existing folder, got {str(root)!r}.")
+    root = data_root(data_dir)
     stored, is_part = _stored_split(NAMED_FILES[name], split, name)
     files = NAMED_FILES[name][stored]
-    folders = [Path(root) / name, Path(root)] if root else []
+    folders = [root / name, root] if root else []
     # MNIST and Fashion-MNIST use the same file names, so the folder of one must not pass for the other.
-    if root and Path(root).resolve().name in NAMED_FILES.keys() - {name}:
+    if root and root.resolve().name in NAMED_FILES.keys() - {name}:
         folders.pop()
     for folder in folders:
         paths = _find(folder, files)
@@ -292,7 +282,7 @@ def _load_named(name: str, split: str, data_dir: str | os.PathLike | None) -> Da
     looked_for = f"{name} was looked for as {' and '.join(f'{file}[.gz]' for file in files)} in {where}"
     if name not in HUB_IDS:
         raise FileNotFoundError(f"{looked_for}; it is not on the Hub.")
-    return _select_split(_load_hub(HUB_IDS[name], looked_for, streaming=False), split, name)
+    return _select_split(load_hub(HUB_IDS[name], looked_for, streaming=False), split, name)
 
 
 def _load_folder(folder: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
@@ -326,26 +316,6 @@ def _load_files(paths: list[Path], split: str, is_part: bool, classes: list[str]
     if len(images) == 0:
         raise ValueError(f"{paths[0]} must hold at least one image for split {split!r}, found none.")
     return dataset_from_arrays(images, labels, split=split, classes=classes)
-
-
-def _load_hub(hub_id: str, looked_for: str, streaming: bool) -> DatasetDict | IterableDatasetDict:
-    """All splits of a data set on the Hub, or of its copy in the local cache when the Hub cannot be reached."""
-    # One request without retries: load_dataset would retry for half a minute before it says that there is no network.
-    try:
-        HfApi().dataset_info(hub_id, timeout=10)
-    except HfHubHTTPError:
-        raise
-    # Without an answer from the Hub: the base error of the HTTP library, which differs between huggingface_hub 1 and 2.
-    except (HTTPError, OfflineModeIsEnabled) as error:
-        try:
-            cached = Cache(dataset_name=hub_id.split("/")[-1], repo_id=hub_id, version="auto", hash="auto")
-        except ValueError:
-            raise FileNotFoundError(
-                f"{looked_for}; the Hub data set {hub_id} is not in the local cache and the Hub cannot be reached "
-                f"({type(error).__name__})."
-            ) from error
-        return cast(DatasetDict, cached.as_streaming_dataset() if streaming else cached.as_dataset())
-    return load_dataset(hub_id, streaming=streaming)
 
 
 def _select_split(splits: DatasetDict | IterableDatasetDict, split: str, source: str) -> Dataset | IterableDataset:

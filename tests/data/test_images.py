@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, random_split
 
-from hf_latentgen.data import (
+from hf_latentgen.data.images import (
     AMAT_FILES,
     IDX_FILES,
     LevelsDataset,

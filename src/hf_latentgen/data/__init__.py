@@ -1,0 +1,27 @@
+"""Data sets with fixed splits, and the batch paths that feed them to a model."""
+
+from hf_latentgen.data.images import (
+    LevelsDataset,
+    collate_levels,
+    dataset_from_arrays,
+    load_images,
+    read_amat,
+    read_idx,
+    split_indices,
+    stream_levels,
+)
+from hf_latentgen.data.text import TokenBlocksDataset, load_text, stream_token_blocks
+
+__all__ = [
+    "LevelsDataset",
+    "TokenBlocksDataset",
+    "collate_levels",
+    "dataset_from_arrays",
+    "load_images",
+    "load_text",
+    "read_amat",
+    "read_idx",
+    "split_indices",
+    "stream_levels",
+    "stream_token_blocks",
+]
