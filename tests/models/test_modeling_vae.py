@@ -384,7 +384,7 @@ def test_bad_levels_are_refused(mlp, method, bad, message):
         (lambda m, x: m.interpolate(x, x, 1), "num_steps must be a whole number of at least 2, got 1"),
         (lambda m, x: m.interpolate(x, x[:1]), r"one shape, got \[5, 1, 8, 8\] and \[1, 1, 8, 8\]"),
         (lambda m, x: m.interpolate(x, x, output="median"), "output must be one of .*'mode'.*, got 'median'"),
-        (lambda m, _: m.manifold(), "manifold needs latent_dim 2 and no ladder, got 3 latent dimensions"),
+        (lambda m, _: m.manifold(), "manifold needs a latent plane, got 3 latent dimensions"),
         (lambda m, _: m.decode(torch.zeros(2, 4)), r"latents must have shape \[B, 3\], got \[2, 4\]"),
         (lambda m, _: m.decode(torch.zeros(3)), r"latents must have shape \[B, 3\], got \[3\]"),
         (lambda m, x: m.log_likelihood(x, 0), "num_samples must be a whole number of at least 1, got 0"),
@@ -403,7 +403,7 @@ def test_manifold_needs_a_plane_and_a_grid(plane):
     with pytest.raises(ValueError, match="grid_size must be a whole number of at least 1, got 0"):
         plane.manifold(0)
     ladder = VAEConfig(architecture="resnet", image_size=8, latent_dim=2, ladder_channels=(1,))
-    with pytest.raises(ValueError, match="manifold needs latent_dim 2 and no ladder, got 3 latent dimensions"):
+    with pytest.raises(ValueError, match="manifold needs a latent plane, got 3 latent dimensions"):
         VAEModel(ladder).manifold()
 
 
