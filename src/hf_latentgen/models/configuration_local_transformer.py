@@ -67,6 +67,16 @@ class LocalTransformerConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @property
+    def key_value_heads(self) -> int:
+        """Heads of keys and values: `num_key_value_heads`, which is set once the configuration is made."""
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kind of each layer: `layer_types`, which is set once the configuration is made."""
+        return list(self.layer_types or [])
+
+    @property
     def head_dim(self) -> int:
         """Size of a head."""
         return self.hidden_size // self.num_attention_heads
@@ -84,20 +94,20 @@ class LocalTransformerConfig(PreTrainedConfig):
             ("intermediate_size", self.intermediate_size),
             ("num_hidden_layers", self.num_hidden_layers),
             ("num_attention_heads", self.num_attention_heads),
-            ("num_key_value_heads", self.num_key_value_heads),
+            ("num_key_value_heads", -1 if self.num_key_value_heads is None else self.num_key_value_heads),
         ):
             require(value >= 1, field, value, "at least 1")
         heads = self.num_attention_heads
         divides = self.hidden_size % heads == 0 and self.head_dim % 2 == 0
         require(divides, "num_attention_heads", heads, f"a divisor of hidden_size={self.hidden_size} into even heads")
         allowed = f"a divisor of num_attention_heads={heads}"
-        require(heads % self.num_key_value_heads == 0, "num_key_value_heads", self.num_key_value_heads, allowed)
+        require(heads % self.key_value_heads == 0, "num_key_value_heads", self.num_key_value_heads, allowed)
 
     def validate_attention(self):
         """Raises `ValueError` if window, layer types, positions or dropout are out of range."""
         # transformers' cache keeps window - 1 keys, and with none at all it keeps everything.
         require(self.window >= 2, "window", self.window, "at least 2")
-        types = self.layer_types
+        types = self.kinds
         fits = len(types) == self.num_hidden_layers and set(types) <= set(LAYER_TYPES)
         require(fits, "layer_types", types, f"{self.num_hidden_layers} of {LAYER_TYPES}, one for each layer")
         most = self.max_position_embeddings

@@ -186,9 +186,9 @@ def local_attention_mask(
     # An encoder's window of transformers is the reach on either side, without the query itself.
     is_causal = "allow_is_bidirectional_skip" not in kwargs
     window = None if local_size is None else local_size + (0 if is_causal else 1)
-    is_banded = window is not None and q_length > window and 0 <= past < window
+    is_banded = window is not None and q_length > window > past >= 0
     aligned = not isinstance(q_offset, Tensor) and q_offset + q_length == kv_offset + kv_length
-    if not is_banded or not aligned or kwargs.get("use_vmap"):
+    if window is None or not is_banded or not aligned or kwargs.get("use_vmap"):
         return sdpa_mask(
             batch_size=batch_size,
             q_length=q_length,
@@ -231,7 +231,8 @@ def local_attention_forward(
         )
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    output = banded_attention(query, key, value, attention_mask.squeeze(2), module.is_causal, dropout, scaling)
+    is_causal = bool(module.is_causal)
+    output = banded_attention(query, key, value, attention_mask.squeeze(2), is_causal, dropout, scaling)
     return output.transpose(1, 2).contiguous(), None
 
 

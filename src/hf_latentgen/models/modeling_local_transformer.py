@@ -1,6 +1,8 @@
 # Copyright 2026 The hf-latentgen authors. Apache-2.0.
 """The local-attention transformer: a decoder whose cost grows linearly with the length of a sequence."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -79,9 +81,9 @@ class LocalTransformerAttention(nn.Module):
         self.head_dim = config.head_dim
         self.scaling = self.head_dim**-0.5
         self.is_causal = True
-        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
-        self.sliding_window = config.window if config.layer_types[layer_idx] == "sliding_attention" else None
-        shared = config.num_key_value_heads * self.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.key_value_heads
+        self.sliding_window = config.window if config.kinds[layer_idx] == "sliding_attention" else None
+        shared = config.key_value_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, shared, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, shared, bias=False)
@@ -103,7 +105,7 @@ class LocalTransformerAttention(nn.Module):
         query, key = rotate(query, angles), rotate(key, angles)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(str(self.config._attn_implementation), eager_attention)
         output, weights = attend(
             self,
             query,
@@ -208,15 +210,16 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
         if input_ids is not None:
             self._check_ids(input_ids)
             inputs_embeds = self.embed_tokens(input_ids)
+        inputs_embeds = cast(Tensor, inputs_embeds)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             past = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past).unsqueeze(0)
         self._check_lengths(position_ids, attention_mask)
-        masks = attention_mask
         # generate() prepares the masks of compiled decoding itself.
-        if not isinstance(masks, dict):
+        masks = cast(dict, attention_mask)
+        if not isinstance(attention_mask, dict):
             described = {
                 "config": self.config,
                 "inputs_embeds": inputs_embeds,
@@ -228,10 +231,10 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
                 "full_attention": create_causal_mask,
                 "sliding_attention": create_sliding_window_causal_mask,
             }
-            masks = {name: makers[name](**described) for name in set(self.config.layer_types)}
+            masks = {name: makers[name](**described) for name in set(self.config.kinds)}
         hidden_states = inputs_embeds
         angles = rotary_angles(position_ids, self.config.head_dim, self.config.rope_theta)
-        for layer, kind in zip(self.layers, self.config.layer_types, strict=True):
+        for layer, kind in zip(self.layers, self.config.kinds, strict=True):
             hidden_states = layer(
                 hidden_states, angles=angles, attention_mask=masks[kind], past_key_values=past_key_values, **kwargs
             )
