@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import TrainerCallback
+from training_speed import StepTimes, seconds_per_step
 
 from hf_latentgen import AAEConfig, AAEModel, AdversarialTrainer, AdversarialTrainingArguments, LevelsDataset
 from hf_latentgen.data import collate_levels, dataset_from_arrays
@@ -33,22 +33,6 @@ BETAS = (0.5, 0.999)
 WEIGHT = AAEConfig().reconstruction_weight
 TARGET_SHARE_OF_BARE_LOOP = 0.95
 TARGET_TIMES_PYTHAE = 1.3
-
-
-class StepTimes(TrainerCallback):
-    """Collects the moment at which each step ends."""
-
-    def __init__(self):
-        self.moments: list[float] = []
-
-    def on_step_end(self, args, state, control, **kwargs):
-        """Notes the time."""
-        self.moments.append(time.perf_counter())
-
-
-def seconds_per_step(moments: list[float]) -> float:
-    """Mean time of a step, in seconds, the first five steps not counted."""
-    return (moments[-1] - moments[4]) / (len(moments) - 5)
 
 
 def trainer_step_seconds(levels: LevelsDataset, num_steps: int, bf16: bool = False) -> float:

@@ -1,5 +1,7 @@
 """What the tests of all trainers share: looking into a training, and comparing two of them to the last bit."""
 
+import shutil
+
 import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
@@ -72,3 +74,24 @@ def steps_of(history):
     times = ("elapsed_seconds", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
     entries = [entry for entry in history if "loss" in entry or "eval_loss" in entry]
     return [{name: value for name, value in entry.items() if name not in times} for entry in entries]
+
+
+def assert_resumed_is_straight(make, folder, step, options):
+    """A training of eight steps that starts again from the checkpoint of a step ends as the one without a break.
+
+    `make` takes the name of a folder in `folder`, and training arguments. Returns the folder of the resumed run.
+    """
+    straight = make("straight", **options)
+    straight.train()
+    straight.save_model()
+    torch.manual_seed(12345)
+    resumed = make("resumed", **options)
+    name = f"checkpoint-{step}"
+    checkpoint = shutil.copytree(folder / "straight" / name, folder / "resumed" / name)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    resumed.save_model()
+    assert resumed.state.global_step == straight.state.global_step == 8
+    assert steps_of(resumed.state.log_history) == steps_of(straight.state.log_history)
+    assert_same_checkpoint(folder / "resumed" / "checkpoint-8", folder / "straight" / "checkpoint-8")
+    assert_same_state(*(load_file(folder / run / "model.safetensors") for run in ("straight", "resumed")))
+    return folder / "resumed"

@@ -1,19 +1,17 @@
 """Adversarial trainings that stop and go on give what one that does not stop gives, to the last bit."""
 
-import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from hf_latentgen import AAEForImageClassification, AAEModel
 from hf_latentgen.training.few_labels import FewLabelsDataset
 from hf_latentgen.training.recipes import load_recipe, train_recipe
 from hf_latentgen.training.trainer import complete_checkpoints
-from training_common import assert_same_checkpoint, assert_same_state, steps_of
+from training_common import assert_resumed_is_straight, assert_same_checkpoint, assert_same_state
 
 # Everything that draws from the random state.
 NOISY = {"posterior": "gaussian", "input_noise_std": 0.1, "discriminator_noise_std": 0.1}
@@ -91,20 +89,7 @@ def test_resumed_training_is_bit_identical(make_adversary, labelled_digits, digi
         "seed": 7,
     }
     common |= {"save_strategy": "steps", "save_steps": 1, **extra}
-    straight = make_adversary("straight", **common)
-    straight.train()
-    straight.save_model()
-    torch.manual_seed(12345)
-    resumed = make_adversary("resumed", **common)
-    checkpoint = shutil.copytree(
-        tmp_path / "straight" / f"checkpoint-{step}", tmp_path / "resumed" / f"checkpoint-{step}"
-    )
-    resumed.train(resume_from_checkpoint=str(checkpoint))
-    resumed.save_model()
-    assert resumed.state.global_step == straight.state.global_step == 8
-    assert steps_of(resumed.state.log_history) == steps_of(straight.state.log_history)
-    assert_same_checkpoint(tmp_path / "resumed" / "checkpoint-8", tmp_path / "straight" / "checkpoint-8")
-    assert_same_state(*(load_file(tmp_path / folder / "model.safetensors") for folder in ("straight", "resumed")))
+    assert_resumed_is_straight(make_adversary, tmp_path, step, common)
 
 
 @pytest.mark.timeout(300)

@@ -8,12 +8,11 @@ import sys
 import time
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from hf_latentgen.training.recipes import load_recipe, train_recipe
 from hf_latentgen.training.trainer import TRAINING_WEIGHTS, complete_checkpoints
-from training_common import assert_same_checkpoint, assert_same_state, steps_of
+from training_common import assert_resumed_is_straight, assert_same_checkpoint, assert_same_state, steps_of
 
 RECIPE = """
 dataset: {name: digits}
@@ -48,22 +47,8 @@ training:
 def test_resumed_training_is_bit_identical(make_trainer, tmp_path, step, extra):
     common = {"num_train_epochs": 2, "lr_scheduler_type": "cosine", "kl_warmup_steps": 6, "seed": 7}
     common |= {"save_strategy": "steps", "save_steps": 1, **extra}
-    straight = make_trainer("straight", **common)
-    straight.train()
-    straight.save_model()
-    torch.manual_seed(12345)
-    resumed = make_trainer("resumed", **common)
-    checkpoint = shutil.copytree(
-        tmp_path / "straight" / f"checkpoint-{step}", tmp_path / "resumed" / f"checkpoint-{step}"
-    )
-    resumed.train(resume_from_checkpoint=str(checkpoint))
-    resumed.save_model()
-    assert resumed.state.global_step == straight.state.global_step == 8
-    assert steps_of(resumed.state.log_history) == steps_of(straight.state.log_history)
-    assert_same_checkpoint(tmp_path / "resumed" / "checkpoint-8", tmp_path / "straight" / "checkpoint-8")
-    final = [load_file(tmp_path / folder / "model.safetensors") for folder in ("straight", "resumed")]
-    assert_same_state(*final)
-    assert not (tmp_path / "resumed" / "samples" / "samples_epoch_000.png").exists()
+    resumed = assert_resumed_is_straight(make_trainer, tmp_path, step, common)
+    assert not (resumed / "samples" / "samples_epoch_000.png").exists()
 
 
 def test_elapsed_time_goes_on(make_trainer, tmp_path):

@@ -174,5 +174,5 @@ def _features(classifier: AAEForImageClassification, levels: Tensor, batch_size:
     for batch in levels.split(batch_size):
         batch = batch.to(classifier.device)
         features.append(classifier.features(batch).cpu())
-        classes.append(classifier(batch, return_loss=False).logits.argmax(1).cpu())
+        classes.append(classifier.classify(batch).argmax(1).cpu())
     return torch.cat(features).numpy(), torch.cat(classes).numpy()

@@ -37,8 +37,5 @@ def classification_error(model: AAEForImageClassification, dataset: LevelsDatase
     if model.config.num_clusters is not None and model.config.cluster_labels is None:
         raise ValueError("cluster_labels must be set before an error is measured: see name_clusters")
     model.eval()
-    predicted = [
-        model(batch.to(model.device), return_loss=False).logits.argmax(1).cpu()
-        for batch in dataset.levels.split(batch_size)
-    ]
+    predicted = [model.classify(batch.to(model.device)).argmax(1).cpu() for batch in dataset.levels.split(batch_size)]
     return float((torch.cat(predicted) != dataset.labels).float().mean())

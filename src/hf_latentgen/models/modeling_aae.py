@@ -107,11 +107,15 @@ class AAEModel(ImageAutoencoderModel):
         self.encoder = ENCODERS[config.architecture](config, num_codes + parameters)
         self.decoder = DECODERS[config.architecture](config, num_codes + config.latent_dim, outputs_per_dim)
         self.prior = make_prior(config)
-        self.has_gaussian_prior = config.prior == "gaussian" and num_codes == 0
         # One more than the parts: for images whose class is not known.
         told = self.prior.num_parts + 1 if config.labelled_prior else 0
         self.discriminator = Discriminator(config.latent_dim + told, config.discriminator_channels)
         self.latent_sizes = [num_codes, config.latent_dim] if num_codes else [config.latent_dim]
+
+    @property
+    def has_gaussian_prior(self) -> bool:
+        """Whether all latents together are standard normal under the prior."""
+        return self.config.prior == "gaussian" and len(self.latent_sizes) == 1
 
     @can_return_tuple
     def forward(

@@ -90,6 +90,12 @@ class AAEForImageClassification(AAEModel):
         return PointMass(torch.cat([code_logits.softmax(1), self._posterior(parameters).mean], 1))
 
     @torch.no_grad()
+    def classify(self, pixel_values: Tensor) -> Tensor:
+        """Logits of the classes of each image, as in `forward`, but nothing is decoded. [B, num_labels]."""
+        self._check_levels(pixel_values)
+        return self._class_logits(self._encode(pixel_values)[:, : self.num_codes])
+
+    @torch.no_grad()
     def code_probabilities(self, pixel_values: Tensor) -> Tensor:
         """Probability of each class code (each cluster, for a model with clusters) of each image. [B, num_codes]."""
         return self.posterior(pixel_values).mean[:, : self.num_codes]

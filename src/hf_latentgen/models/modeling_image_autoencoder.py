@@ -33,7 +33,6 @@ class ImageAutoencoderModel(PreTrainedModel):
         "Discriminator",
     ]
     latent_sizes: list[int]
-    has_gaussian_prior = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -47,6 +46,11 @@ class ImageAutoencoderModel(PreTrainedModel):
             if module.bias is not None:
                 bound = 1 / math.sqrt(module.weight.shape[1] * module.weight[0, 0].numel())
                 init.uniform_(module.bias, -bound, bound)
+
+    @property
+    def has_gaussian_prior(self) -> bool:
+        """Whether all latents together are standard normal under the prior."""
+        return True
 
     @property
     def num_latents(self) -> int:
