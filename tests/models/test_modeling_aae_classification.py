@@ -22,6 +22,7 @@ VARIANTS = {
     "course-labels": ARCHITECTURES["course"],
     "resnet-categorical-gaussian-labels": ARCHITECTURES["resnet"]
     | {"reconstruction": "categorical", "posterior": "gaussian"},
+    "mlp-batch-norm": ARCHITECTURES["mlp"] | {"class_batch_norm": True},
     "mlp-clusters": ARCHITECTURES["mlp"] | {"num_clusters": 6, "cluster_labels": (0, 3, 1, 1, 2, 0)},
 }
 
@@ -194,6 +195,31 @@ def test_logits_of_named_clusters_are_those_of_the_classes(levels):
     torch.testing.assert_close(named.code_probabilities(levels), clusters.softmax(1))
 
 
+@torch.no_grad()
+def test_batch_norm_lets_every_class_win_some_images(levels):
+    model = make_model(class_batch_norm=True)
+    # Without it, one class would win all images from the first step on.
+    model.encoder.to_posterior.bias[1] += 10
+    assert (model.train()(levels).logits.argmax(1) != 1).any()
+    logits = model(levels).logits
+    torch.testing.assert_close(logits.mean(0), model.code_norm.bias, atol=1e-5, rtol=0)
+    # The statistics of training are kept for the evaluation, which takes images one by one.
+    for _ in range(100):
+        model(levels)
+    model.eval()
+    alone = torch.cat([model(image.unsqueeze(0)).logits for image in levels])
+    torch.testing.assert_close(alone, model(levels).logits)
+    assert (alone.argmax(1) != 1).any()
+
+
+def test_batch_norm_needs_two_images_in_training(levels):
+    model = make_model(class_batch_norm=True)
+    assert model(levels[:1]).logits.shape == (1, 4)
+    message = "pixel_values must hold at least 2 images in training with class_batch_norm, got 1"
+    with pytest.raises(ValueError, match=message):
+        model.train()(levels[:1])
+
+
 def test_labels_are_refused_with_clusters(levels):
     message = "labels must be None with num_clusters=6: clusters have no labels"
     with pytest.raises(ValueError, match=message):
@@ -224,7 +250,7 @@ KINDS = {
     "plain": (AAEModel, {}),
     "labelled": (AAEModel, {"labelled_prior": True}),
     "classifier": (AAEForImageClassification, {}),
-    "clusters": (AAEForImageClassification, {"num_clusters": 3, "cluster_labels": (1, 0, 1)}),
+    "clusters": (AAEForImageClassification, {"num_clusters": 3, "cluster_labels": (1, 0, 1), "class_batch_norm": True}),
 }
 OPTIONS = [
     options

@@ -35,6 +35,10 @@ class AAEConfig(ImageAutoencoderConfig):
         input_shift (`int`, defaults to 0):
             each image is shifted by up to this many pixels in both directions in training, black coming in.
         supervised_weight (`float`, defaults to 1.0): weight of the cross-entropy of labelled images (classifier only).
+        class_batch_norm (`bool`, defaults to `False`):
+            the logits of the class code are normalised over the batch, so that no class can win or lose all images
+            before the encoder has learned to tell them apart; a batch must hold two images in training (classifier
+            only).
         num_clusters (`int`, *optional*): classes that are found without labels (classifier only).
         cluster_labels (`tuple`, *optional*): class that each cluster was named after training.
     """
@@ -55,6 +59,7 @@ class AAEConfig(ImageAutoencoderConfig):
     input_noise_std: float | int = 0.0
     input_shift: int = 0
     supervised_weight: float | int = 1.0
+    class_batch_norm: bool = False
     num_clusters: int | None = None
     cluster_labels: list[int] | tuple[int, ...] | None = None
 

@@ -3,7 +3,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_aae import AAEConfig
@@ -34,6 +34,7 @@ class AAEForImageClassification(AAEModel):
         super()._make_networks(self.num_codes)
         self.class_prior = OneHot(self.num_codes, self.num_codes)
         self.class_discriminator = Discriminator(self.num_codes, config.discriminator_channels)
+        self.code_norm = nn.BatchNorm1d(self.num_codes) if config.class_batch_norm else nn.Identity()
 
     @can_return_tuple
     def forward(
@@ -61,7 +62,7 @@ class AAEForImageClassification(AAEModel):
             raise ValueError(
                 f"labels must be None with num_clusters={self.config.num_clusters}: clusters have no labels"
             )
-        code_logits, parameters = self._encode(pixel_values, generator).tensor_split([self.num_codes], 1)
+        code_logits, parameters = self._encode_both(pixel_values, generator)
         posterior = self._posterior(parameters)
         styles = posterior.sample(generator) if self._stochastic(sample_posterior) else posterior.mean
         classes = code_logits.softmax(1)
@@ -81,19 +82,19 @@ class AAEForImageClassification(AAEModel):
     def encode(self, pixel_values: Tensor) -> DiagonalGaussian | PointMass:
         """The posterior of the style of each image. Mean and standard deviation [B, latent_dim]."""
         self._check_levels(pixel_values)
-        return self._posterior(self._encode(pixel_values)[:, self.num_codes :])
+        return self._posterior(self._encode_both(pixel_values)[1])
 
     def posterior(self, pixel_values: Tensor) -> PointMass:
         """Class probabilities and the mean of the style of each image, concatenated. [B, num_codes + latent_dim]."""
         self._check_levels(pixel_values)
-        code_logits, parameters = self._encode(pixel_values).tensor_split([self.num_codes], 1)
+        code_logits, parameters = self._encode_both(pixel_values)
         return PointMass(torch.cat([code_logits.softmax(1), self._posterior(parameters).mean], 1))
 
     @torch.no_grad()
     def classify(self, pixel_values: Tensor) -> Tensor:
         """Logits of the classes of each image, as in `forward`, but nothing is decoded. [B, num_labels]."""
         self._check_levels(pixel_values)
-        return self._class_logits(self._encode(pixel_values)[:, : self.num_codes])
+        return self._class_logits(self._encode_both(pixel_values)[0])
 
     @torch.no_grad()
     def code_probabilities(self, pixel_values: Tensor) -> Tensor:
@@ -141,6 +142,13 @@ class AAEForImageClassification(AAEModel):
         styles = self.prior.sample(num_styles, like, generator).repeat_interleave(self.num_codes, 0)
         classes = torch.eye(self.num_codes, device=self.device).repeat(num_styles, 1)
         return self.decode(torch.cat([classes, styles], 1)).draw(output, generator)
+
+    def _encode_both(self, pixel_values: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Logits of the class codes of each image [B, num_codes], and the parameters of its style."""
+        if self.training and self.config.class_batch_norm and pixel_values.shape[0] < 2:
+            raise ValueError("pixel_values must hold at least 2 images in training with class_batch_norm, got 1")
+        code_logits, parameters = self._encode(pixel_values, generator).tensor_split([self.num_codes], 1)
+        return self.code_norm(code_logits.to(self.dtype)).float(), parameters
 
     def _class_logits(self, code_logits: Tensor) -> Tensor:
         """Logits of the classes: those of the codes, or of named clusters summed over the clusters of a class."""

@@ -46,6 +46,8 @@ class ImageAutoencoderModel(PreTrainedModel):
             if module.bias is not None:
                 bound = 1 / math.sqrt(module.weight.shape[1] * module.weight[0, 0].numel())
                 init.uniform_(module.bias, -bound, bound)
+        else:
+            super()._init_weights(module)
 
     @property
     def has_gaussian_prior(self) -> bool:
