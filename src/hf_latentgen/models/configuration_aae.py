@@ -33,7 +33,8 @@ class AAEConfig(ImageAutoencoderConfig):
         discriminator_noise_std (`float`, defaults to 0.0): Gaussian noise on the discriminator's input in training.
         input_noise_std (`float`, defaults to 0.0): Gaussian noise on the images, scaled to [-1, 1], in training.
         input_shift (`int`, defaults to 0):
-            each image is shifted by up to this many pixels in both directions in training, black coming in.
+            the encoder sees each image shifted by up to this many pixels in both directions in training, black coming
+            in; the decoder learns to put it back.
         supervised_weight (`float`, defaults to 1.0): weight of the cross-entropy of labelled images (classifier only).
         class_batch_norm (`bool`, defaults to `False`):
             the logits of the class code are normalised over the batch, so that no class can win or lose all images

@@ -144,8 +144,7 @@ class AAEModel(ImageAutoencoderModel):
         self._check_levels(pixel_values)
         # Not len(), which torch.export takes for a constant.
         self._check_labels(labels, pixel_values.shape[0])
-        pixel_values = self._shifted(pixel_values)
-        posterior = self._posterior(self._encode(pixel_values, generator))
+        posterior = self._posterior(self._encode(self._shifted(pixel_values), generator))
         latents = posterior.sample(generator) if self._stochastic(sample_posterior) else posterior.mean
         output = self._decoded_output(pixel_values, latents)
         adversary = Adversary(latents, self.discriminator, self.prior, labels if self.config.labelled_prior else None)

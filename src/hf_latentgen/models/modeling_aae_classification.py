@@ -57,12 +57,11 @@ class AAEForImageClassification(AAEModel):
         """
         self._check_levels(pixel_values)
         self._check_labels(labels, pixel_values.shape[0])
-        pixel_values = self._shifted(pixel_values)
         if labels is not None and self.config.num_clusters is not None:
             raise ValueError(
                 f"labels must be None with num_clusters={self.config.num_clusters}: clusters have no labels"
             )
-        code_logits, parameters = self._encode_both(pixel_values, generator)
+        code_logits, parameters = self._encode_both(self._shifted(pixel_values), generator)
         posterior = self._posterior(parameters)
         styles = posterior.sample(generator) if self._stochastic(sample_posterior) else posterior.mean
         classes = code_logits.softmax(1)
