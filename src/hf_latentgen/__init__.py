@@ -24,6 +24,7 @@ from hf_latentgen.models.modeling_vae import VAEModel, VAEOutput
 from hf_latentgen.models.tokenization_bytes import ByteTokenizer
 from hf_latentgen.training.adversarial import AdversarialTrainer
 from hf_latentgen.training.arguments import AdversarialTrainingArguments, LatentTrainingArguments
+from hf_latentgen.training.likelihood import LikelihoodTrainer
 from hf_latentgen.training.trainer import ELBOTrainer
 
 AutoConfig.register("latentgen_vae", VAEConfig, exist_ok=True)
@@ -54,6 +55,7 @@ __all__ = [
     "LatentTrainingArguments",
     "LevelsDataset",
     "LevelsImageProcessor",
+    "LikelihoodTrainer",
     "LocalTransformerConfig",
     "LocalTransformerForCausalLM",
     "LocalTransformerForImageGeneration",

@@ -12,15 +12,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
-from hf_latentgen import AAEForImageClassification, LevelsDataset, load_images
+from hf_latentgen import AAEForImageClassification, LevelsDataset, TokenBlocksDataset, load_images, load_text
 from hf_latentgen.data import dataset_from_arrays
 from hf_latentgen.evaluation.checkpoints import load_checkpoint
 from hf_latentgen.evaluation.clusters import classification_error
+from hf_latentgen.evaluation.text import count_bytes, token_nats
 from hf_latentgen.training.recipes import load_recipe, train_recipe
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 VAE_RECIPES = [path for path in RECIPES if path.stem.startswith("vae_")]
 AAE_RECIPES = [path for path in RECIPES if path.stem.startswith(("aae_", "ae_"))]
+LOCAL_RECIPES = [path for path in RECIPES if path.stem.startswith("local_")]
 TINY = """
 dataset: {name: digits}
 model: {architecture: mlp, image_size: 8, latent_dim: 2, hidden_channels: [8]}
@@ -62,6 +64,9 @@ def data_dir(tmp_path):
             for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
                 header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
                 (tmp_path / "data" / name / f"{split}-{kind}-ubyte").write_bytes(header + array.tobytes())
+    (tmp_path / "data" / "tinyshakespeare").mkdir()
+    text = "To be, or not to be: that is the question.\n" * 40
+    (tmp_path / "data" / "tinyshakespeare" / "input.txt").write_text(text)
     lines = "".join(" ".join(map(str, row)) + "\n" for row in (images.reshape(40, -1) > 127).astype(int))
     for split in ("train", "valid", "test"):
         (tmp_path / "data" / "binarized_mnist" / f"binarized_mnist_{split}.amat").write_text(lines)
@@ -97,8 +102,9 @@ def two_steps(data_dir, tmp_path):
         assert run["row"] == path.stem
         assert evaluation["step"] == 2
         model, processor = load_checkpoint(folder)
-        assert model.config.latent_dim == recipe.model["latent_dim"]
-        assert processor.num_levels == recipe.model["num_levels"]
+        for name in ("latent_dim", "num_levels", "hidden_size"):
+            assert getattr(model.config, name, None) == recipe.model.get(name)
+        assert getattr(processor, "num_levels", None) == recipe.model.get("num_levels")
         return recipe, model, processor, evaluation
 
     return train
@@ -134,12 +140,31 @@ def test_every_aae_recipe_trains_saves_loads_and_scores_the_same(path, two_steps
             assert len(model.config.cluster_labels) == model.config.num_clusters
 
 
+@pytest.mark.parametrize("path", LOCAL_RECIPES, ids=[path.stem for path in LOCAL_RECIPES])
+def test_every_local_recipe_trains_saves_loads_and_scores_the_same(path, two_steps, data_dir):
+    recipe, model, processor, evaluation = two_steps(path)
+    name = recipe.dataset["name"]
+    if recipe.reads_text:
+        validation = load_text(name, "validation", data_dir=data_dir)
+        blocks = TokenBlocksDataset(validation, recipe.dataset["block_size"])
+        batch = blocks.__getitems__(range(len(blocks)))
+        with torch.no_grad():
+            nats = token_nats(model(**batch, use_cache=False).logits, batch["labels"]).sum()
+        score, expected = nats.item() / count_bytes(batch["labels"]).sum().item() / math.log(2), "eval_bits_per_byte"
+    else:
+        dataset = LevelsDataset(load_images(name, "validation", data_dir=data_dir), processor)
+        score, expected = model.bits_per_dim(dataset.levels).mean().item(), "eval_bits_per_dim"
+    assert score == pytest.approx(evaluation[expected], rel=1e-5)
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 def test_every_recipe_names_a_seed_and_draws_pictures_before_and_after(path):
-    training = load_recipe(path).training
+    recipe = load_recipe(path)
+    training = recipe.training
     assert isinstance(training["seed"], int)
-    assert training["sample_epochs"][0] == 0
-    assert training["sample_epochs"][-1] == training["num_train_epochs"]
+    if not recipe.reads_text:
+        assert training["sample_epochs"][0] == 0
+        assert training["sample_epochs"][-1] == training["num_train_epochs"]
     for reference in load_recipe(path).reference:
         assert reference.keys() == {"name", "metric", "value", "source"}
 
@@ -292,6 +317,10 @@ def test_a_saved_model_goes_on_with_the_images_of_a_folder(tmp_path):
     assert (processor.num_channels, processor.num_levels) == (3, 256)
 
     overridden = load_recipe(config, ["model.latent_dim=8"])
+    (tmp_path / "other.yaml").write_text("model: {model_type: latentgen_aae}\n")
+    other = load_recipe(tmp_path / "other.yaml")
+    with pytest.raises(ValueError, match="the model type of .* must be 'latentgen_aae', as in .*, got 'latentgen_vae'"):
+        train_recipe(other, tmp_path / "third", checkpoint=str(first))
     with pytest.raises(ValueError, match=r"its fields cannot be overridden, got \['model.latent_dim=8'\]"):
         train_recipe(overridden, tmp_path / "third", checkpoint=str(first))
     os.truncate(second / "model.safetensors", 1000)

@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 TASK = "unconditional-image-generation"
 CLASSIFIER_TASK = "image-classification"
+TEXT_TASK = "text-generation"
 NAMESPACE = "hf-latentgen"
 REQUIRED_KEYS = (
     *("row", "config", "seed", "dataset", "split", "num_images", "metrics", "reference", "floor", "num_parameters"),
@@ -46,6 +47,7 @@ class DataSource:
 
 METRICS = {
     "bits_per_dim": Metric("Bits per dimension, one posterior sample", "bits/dim", 4, "upper bound"),
+    "exact_bits_per_dim": Metric("Bits per dimension", "bits/dim", 4, "exact"),
     "negative_elbo_nats": Metric("Negative ELBO, one posterior sample", "nats", 2, "upper bound"),
     "distortion_nats": Metric("Distortion", "nats", 2, "part of the bound"),
     "rate_nats": Metric("Rate", "nats", 2, "part of the bound"),
@@ -70,8 +72,16 @@ METRICS = {
     "in_domain_precision": Metric("Precision, in-domain features", "fraction", 3, "measurement"),
     "in_domain_density": Metric("Density, in-domain features", "", 3, "measurement"),
     "bits_per_byte": Metric("Bits per byte", "bits/byte", 4, "exact"),
+    "context": Metric("Ids before a scored byte", "ids", 0, "measurement"),
+    "num_bytes": Metric("Scored bytes", "bytes", 0, "measurement"),
 }
-PICTURE_OF_EPOCH = re.compile(r"(samples|reconstructions)_epoch_(\d+)\.png")
+MODEL_CLASSES = {
+    "vae": "VAEModel",
+    "aae": "AAEModel",
+    "local_transformer": "LocalTransformerForCausalLM",
+    "local_transformer_image": "LocalTransformerForImageGeneration",
+}
+PICTURE_OF_EPOCH = re.compile(r"(samples|reconstructions|completions)_epoch_(\d+)\.png")
 # The number of samples is part of the name, as in nll_nats_iw500.
 IMPORTANCE_ESTIMATE = re.compile(r"(nll_nats|bits_per_dim)_iw(\d+)")
 
@@ -82,6 +92,10 @@ FLOORS = {
     "bz2_bits_per_dim": "bz2, whole split in one file",
     "xz_bits_per_dim": "xz, whole split in one file",
     "png_bits_per_dim": "PNG, one file per image",
+    "bz2_bits_per_byte": "bz2, after the training split",
+    "xz_bits_per_byte": "xz, after the training split",
+    "counting_0_bits_per_byte": "one histogram of bytes",
+    "counting_4_bits_per_byte": "counts after the 4 bytes before (Witten-Bell)",
 }
 
 DATA_SOURCES = {
@@ -110,6 +124,12 @@ DATA_SOURCES = {
         "Scores on images that are binarized anew at every epoch are not comparable. The files are not on the Hub: the "
         "environment variable `HF_LATENTGEN_DATA` names the folder that holds them.",
     ),
+    "tinyshakespeare": DataSource(
+        "tiny Shakespeare",
+        None,
+        "1,115,394 bytes of plays in one file, divided by position: the first 90 % train, the next 5 % validation, the "
+        "last 5 % test.",
+    ),
 }
 
 CAPTIONS = {
@@ -118,6 +138,7 @@ CAPTIONS = {
     "samples_mean.png": "The same latents, the mean level of each pixel",
     "samples_above_nearest_training_images.png": "Samples, each above the training image nearest to it",
     "reconstructions.png": "Test images, each above its reconstruction from the latent mean",
+    "completions.png": "Test images on the left, and ways to go on from their upper halves",
     "interpolations.png": "Decoder means on the line between the latents of two test images, one pair a row",
     "manifold.png": "Decoder means over the latent plane, at equally spaced normal quantiles",
     "styles.png": "One style a row, one class code a column",
@@ -278,7 +299,7 @@ def duration(seconds: float) -> str:
 
 def _metadata(results: dict, data: DataSource, pictures: Sequence[str]) -> ModelCardData:
     scores = {key: value for key, value in results["metrics"].items() if not key.endswith(STANDARD_ERROR)}
-    task = CLASSIFIER_TASK if _is_classifier(results) else TASK
+    task = CLASSIFIER_TASK if _is_classifier(results) else TEXT_TASK if reads_text(results) else TASK
     # Of a local data set only the name of its folder is told, not where it lies.
     dataset_tag = Path(results["dataset"]).name.replace("_", "-").lower()
     eval_results = [
@@ -298,7 +319,7 @@ def _metadata(results: dict, data: DataSource, pictures: Sequence[str]) -> Model
         library_name="transformers",
         pipeline_tag=task,
         model_name=results["row"],
-        tags=["hf_latentgen", family(results), "image-generation", dataset_tag],
+        tags=["hf_latentgen", family(results), *([] if reads_text(results) else ["image-generation"]), dataset_tag],
         datasets=[data.hub_id] if data.hub_id else None,
         metrics=list(scores),
         widget=[{"text": _caption(name), "output": {"url": f"images/{name}"}} for name in pictures],
@@ -314,7 +335,7 @@ def _score_rows(results: dict) -> list[tuple[str, str, str, str, str]]:
             continue
         metric = describe_metric(key)
         title = f"{metric.title} ({metric.unit})" if metric.unit else metric.title
-        is_comparable = key == "bits_per_dim" and results["floor"]
+        is_comparable = key in ("bits_per_dim", "exact_bits_per_dim", "bits_per_byte") and results["floor"]
         floor = "{1:.4f} ({0})".format(*best_floor(results)) if is_comparable else ""
         rows.append((title, metric.kind, cell(results, key), _reference_cell(results, key), floor))
     return rows
@@ -345,7 +366,8 @@ def best_floor(results: dict) -> tuple[str, float]:
 
 def data_title(results: dict) -> str:
     """Title of the data set and the number of levels of a row."""
-    return f"{data_source(results['dataset']).title}, {results['model']['num_levels']} levels"
+    title = data_source(results["dataset"]).title
+    return title if reads_text(results) else f"{title}, {results['model']['num_levels']} levels"
 
 
 def _history_metric(history: Sequence[dict]) -> tuple[str, str]:
@@ -353,6 +375,8 @@ def _history_metric(history: Sequence[dict]) -> tuple[str, str]:
     scored = {name for entry in history for name in entry}
     if "eval_reconstruction_loss" in scored:
         return "eval_reconstruction_loss", "reconstruction loss"
+    if "eval_bits_per_byte" in scored:
+        return "eval_bits_per_byte", "bits/byte"
     return "eval_bits_per_dim", "bits/dim"
 
 
@@ -367,13 +391,18 @@ def _history_summary(history: Sequence[dict]) -> str:
     return f"{first} at the first evaluation, {best} at the best"
 
 
+def reads_text(results: dict) -> bool:
+    """Whether a row is a model of texts, not of images."""
+    return family(results) == "local_transformer"
+
+
 def _is_classifier(results: dict) -> bool:
     return "Classification" in _model_class(results)
 
 
 def _model_class(results: dict) -> str:
     """Name of the class that loads the model."""
-    default = {"vae": "VAEModel", "aae": "AAEModel"}.get(family(results), "")
+    default = MODEL_CLASSES.get(family(results), "")
     return (results["model"].get("architectures") or [default])[0]
 
 

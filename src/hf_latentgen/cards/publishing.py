@@ -8,12 +8,17 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoConfig
 
 from hf_latentgen.cards.model_card import card_text, list_pictures, read_results
+from hf_latentgen.evaluation.checkpoints import (
+    PROCESSOR_CONFIGS,
+    TOKENIZER_CONFIGS,
+    WEIGHTS,
+    auto_class,
+    auto_processor,
+)
 
-WEIGHTS = "model.safetensors"
-PROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 REQUIRED_METADATA = ("license", "library_name", "pipeline_tag", "model_name", "eval_results")
 
@@ -96,7 +101,7 @@ def publish(
 
 
 def _model_files(folder: Path) -> list[str]:
-    """Names of the weights, the model configuration and the processor configuration."""
+    """Names of the weights, the model configuration and the processor or tokenizer configuration."""
     if not (folder / WEIGHTS).is_file():
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
         found = f"; pickled files are never published, found {', '.join(pickles)}" if pickles else ""
@@ -106,9 +111,10 @@ def _model_files(folder: Path) -> list[str]:
         )
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} must hold config.json")
-    processors = [name for name in PROCESSOR_CONFIGS if (folder / name).is_file()]
+    candidates = (*PROCESSOR_CONFIGS, *TOKENIZER_CONFIGS)
+    processors = [name for name in candidates if (folder / name).is_file()]
     if not processors:
-        raise FileNotFoundError(f"{folder} must hold {' or '.join(PROCESSOR_CONFIGS)}")
+        raise FileNotFoundError(f"{folder} must hold {' or '.join(candidates)}")
     return [WEIGHTS, "config.json", *processors]
 
 
@@ -131,8 +137,9 @@ def _check_metadata(card: ModelCard, folder: Path) -> None:
 def _check_model(folder: Path, measured_parameters: int) -> None:
     """Raises `ValueError` if model or processor do not load completely, or another model was measured."""
     try:
-        model, report = AutoModel.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
-        AutoImageProcessor.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder)
+        model, report = auto_class(config).from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+        auto_processor(config).from_pretrained(folder)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder} does not load with from_pretrained: {error}") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):

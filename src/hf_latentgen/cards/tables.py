@@ -11,9 +11,15 @@ from hf_latentgen.cards.model_card import (
     duration,
     family,
     headline,
+    reads_text,
 )
 
-FAMILIES = {"vae": "Variational autoencoders", "aae": "Adversarial autoencoders"}
+FAMILIES = {
+    "vae": "Variational autoencoders",
+    "aae": "Adversarial autoencoders",
+    "local_transformer_image": "Local-attention transformers over pixels",
+    "local_transformer": "Local-attention transformers over bytes",
+}
 
 
 def results_table(rows: Sequence[dict], folder: str = "model_cards") -> str:
@@ -22,8 +28,7 @@ def results_table(rows: Sequence[dict], folder: str = "model_cards") -> str:
     for name, title in FAMILIES.items():
         members = [results for results in rows if family(results) == name]
         if members:
-            columns = _vae_columns if name == "vae" else _aae_columns
-            lines = [columns(results, folder) for results in members]
+            lines = [COLUMNS[name](results, folder) for results in members]
             headers = list(lines[0])
             table = [f"| {' | '.join(headers)} |", f"|---|---|{'--:|' * (len(headers) - 2)}"]
             table += [f"| {' | '.join(line.values())} |" for line in lines]
@@ -67,6 +72,41 @@ def _aae_columns(results: dict, folder: str) -> dict[str, str]:
     }
 
 
+def _pixel_columns(results: dict, folder: str) -> dict[str, str]:
+    """Cells of a transformer over pixels by the title of their column."""
+    return {
+        "Row": _link(results, folder),
+        "Data": data_title(results),
+        "Parameters": f"{results['num_parameters']:,}",
+        "Bits/dim (exact)": cell(results, "exact_bits_per_dim"),
+        "Nats (exact)": cell(results, "nll_nats"),
+        "Reference": _main_reference(results, "exact_bits_per_dim"),
+        "Best floor": f"{best_floor(results)[1]:.4f}",
+        "Training": duration(results["train_seconds"]),
+    }
+
+
+def _byte_columns(results: dict, folder: str) -> dict[str, str]:
+    """Cells of a transformer over bytes by the title of their column."""
+    return {
+        "Row": _link(results, folder),
+        "Data": data_title(results),
+        "Parameters": f"{results['num_parameters']:,}",
+        "Bits/byte (exact)": cell(results, "bits_per_byte"),
+        "Reference": _main_reference(results, "bits_per_byte"),
+        "Best floor": f"{best_floor(results)[1]:.4f}",
+        "Training": duration(results["train_seconds"]),
+    }
+
+
+COLUMNS = {
+    "vae": _vae_columns,
+    "aae": _aae_columns,
+    "local_transformer_image": _pixel_columns,
+    "local_transformer": _byte_columns,
+}
+
+
 def cards_index(rows: Sequence[dict]) -> str:
     """The Markdown page that lists all rows by family, with a thumbnail and the score of each."""
     lines = ["# Model cards", "", "Rendered by `make cards` from the `results.json` of each folder.", ""]
@@ -77,7 +117,8 @@ def cards_index(rows: Sequence[dict]) -> str:
         lines += [f"## {title}", "", "| | Row | Data | Parameters | Score |", "|---|---|---|--:|--:|"]
         for results in members:
             row = results["row"]
-            picture = f'<img src="{row}/images/samples.png" width="160" alt="samples of {row}">'
+            name, what = ("history", "training") if reads_text(results) else ("samples", "samples")
+            picture = f'<img src="{row}/images/{name}.png" width="160" alt="{what} of {row}">'
             cells = (picture, f"[{row}]({row}/README.md)", data_title(results), f"{results['num_parameters']:,}")
             lines.append(f"| {' | '.join(cells)} | {headline(results)} |")
         lines.append("")

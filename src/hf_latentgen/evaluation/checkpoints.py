@@ -9,29 +9,44 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForImageClassification,
+    AutoTokenizer,
     PreTrainedConfig,
+    PreTrainedModel,
 )
 
 from hf_latentgen.models.configuration_aae import AAEConfig
+from hf_latentgen.models.configuration_local_transformer import LocalTransformerConfig
+from hf_latentgen.models.configuration_local_transformer_image import LocalTransformerImageConfig
 from hf_latentgen.models.configuration_vae import VAEConfig
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.models.modeling_aae_classification import AAEForImageClassification
-from hf_latentgen.models.modeling_image_autoencoder import ImageAutoencoderModel
+from hf_latentgen.models.tokenization_bytes import ByteTokenizer
 
 WEIGHTS = "model.safetensors"
 PROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
-MODEL_TYPES = (VAEConfig.model_type, AAEConfig.model_type)
+TOKENIZER_CONFIGS = ("tokenizer_config.json",)
+MODEL_TYPES = tuple(
+    config.model_type for config in (VAEConfig, AAEConfig, LocalTransformerConfig, LocalTransformerImageConfig)
+)
 
 
 def auto_class(config: PreTrainedConfig) -> type:
     """The Auto class that makes the model of a configuration: a field `architectures` names a classifier."""
+    if config.model_type == LocalTransformerConfig.model_type:
+        return AutoModelForCausalLM
     is_classifier = AAEForImageClassification.__name__ in (config.architectures or [])
     return AutoModelForImageClassification if is_classifier else AutoModel
 
 
-def load_checkpoint(checkpoint: str | Path) -> tuple[ImageAutoencoderModel, LevelsImageProcessor]:
-    """The model, in `eval()` mode on the accelerator if there is one, and its image processor.
+def auto_processor(config: PreTrainedConfig) -> type:
+    """The Auto class of what prepares the inputs of a model: images, or texts."""
+    return AutoTokenizer if config.model_type == LocalTransformerConfig.model_type else AutoImageProcessor
+
+
+def load_checkpoint(checkpoint: str | Path) -> tuple[PreTrainedModel, LevelsImageProcessor | ByteTokenizer]:
+    """The model, in `eval()` mode on the accelerator if there is one, and its image processor or tokenizer.
 
     Args:
         checkpoint: a folder, checked file by file, or a Hub id.
@@ -53,7 +68,7 @@ def load_checkpoint(checkpoint: str | Path) -> tuple[ImageAutoencoderModel, Leve
         if report[problem]:
             raise ValueError(f"{folder / WEIGHTS} does not fit config.json, {problem}: {sorted(report[problem])}")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return model.to(device).eval(), AutoImageProcessor.from_pretrained(checkpoint)
+    return model.to(device).eval(), auto_processor(config).from_pretrained(checkpoint)
 
 
 def read_run_record(folder: str | Path) -> dict:
@@ -68,7 +83,8 @@ def read_run_record(folder: str | Path) -> dict:
 
 def _check_folder(folder: Path) -> None:
     """Raises as `load_checkpoint` does, naming the file."""
-    _check_model_type(_read_json(folder / "config.json", "save_pretrained writes it").get("model_type"), folder)
+    model_type = _read_json(folder / "config.json", "save_pretrained writes it").get("model_type")
+    _check_model_type(model_type, folder)
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise FileNotFoundError(f"{weights} does not exist; a checkpoint holds config.json, {WEIGHTS} and a processor")
@@ -77,8 +93,10 @@ def _check_folder(folder: Path) -> None:
             pass
     except SafetensorError as error:
         raise ValueError(f"{weights} is truncated or corrupt: {error}") from error
-    if not any((folder / name).is_file() for name in PROCESSOR_CONFIGS):
-        raise FileNotFoundError(f"{folder} holds no image processor; one of {PROCESSOR_CONFIGS} must be there")
+    reads_text = model_type == LocalTransformerConfig.model_type
+    kind, names = ("tokenizer", TOKENIZER_CONFIGS) if reads_text else ("image processor", PROCESSOR_CONFIGS)
+    if not any((folder / name).is_file() for name in names):
+        raise FileNotFoundError(f"{folder} holds no {kind}; one of {names} must be there")
 
 
 def _check_model_type(model_type: str | None, folder: Path) -> None:

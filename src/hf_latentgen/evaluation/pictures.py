@@ -125,6 +125,15 @@ def history_plot(
         return _render(figure)
 
 
+def likelihood_history(results: dict, metric: str = "bits_per_dim", label: str = "bits per dimension") -> Image.Image:
+    """The validation score of a `results.json` against epochs, beside the published scores and the best floor."""
+    floor = results["floor"]
+    best = min(floor, key=floor.__getitem__)
+    published = {entry["name"]: entry["value"] for entry in results["reference"] if entry["metric"] == metric}
+    name = f"floor: {best.removesuffix(f'_{metric}').replace('_', ' ')}"
+    return history_plot(results["history"], published, {name: floor[best]}, metric, label)
+
+
 def latent_scatter(means: np.ndarray, labels: np.ndarray) -> Image.Image:
     """A picture of two-dimensional posterior means, one colour per class.
 

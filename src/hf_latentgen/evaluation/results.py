@@ -13,19 +13,29 @@ import numpy as np
 import torch
 from datasets import Dataset
 from omegaconf import OmegaConf
-from transformers import PreTrainedConfig
+from PIL import Image
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_latentgen.data import LevelsDataset, load_images
-from hf_latentgen.evaluation import aae, vae
+from hf_latentgen.evaluation import aae, autoregressive, text, vae
 from hf_latentgen.evaluation.baselines import floor_scores
-from hf_latentgen.evaluation.checkpoints import PROCESSOR_CONFIGS, WEIGHTS, load_checkpoint, read_run_record
+from hf_latentgen.evaluation.checkpoints import (
+    PROCESSOR_CONFIGS,
+    TOKENIZER_CONFIGS,
+    WEIGHTS,
+    load_checkpoint,
+    read_run_record,
+)
 from hf_latentgen.evaluation.clusters import classification_error
+from hf_latentgen.evaluation.pictures import likelihood_history
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
 from hf_latentgen.models.configuration_aae import AAEConfig
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.models.modeling_aae import AAEModel
 from hf_latentgen.models.modeling_aae_classification import AAEForImageClassification
+from hf_latentgen.models.modeling_local_transformer_image import LocalTransformerForImageGeneration
 from hf_latentgen.models.modeling_vae import VAEModel
+from hf_latentgen.models.tokenization_bytes import ByteTokenizer
 
 # Larger weights belong on the Hub, not into a git repository.
 MAX_WEIGHT_BYTES = 3 * 2**20
@@ -78,29 +88,37 @@ def evaluate_checkpoint(
     folder = Path(output_dir or Path("model_cards", run["row"]))
     staging = _make_staging_folder(folder)
     try:
-        name = run["dataset"]["name"]
-        test, train = (_load(name, part, processor, data_dir) for part in (split, "train"))
-        validation = _load(name, "validation", processor, data_dir)
-        errors = []
-        if isinstance(model, VAEModel):
-            seen = torch.cat([train.levels, validation.levels]).numpy()
-            floor = floor_scores(seen, test.levels.numpy(), model.config.num_levels)
-            if compile_likelihood:
-                # Convolutions compile best with the channels last.
-                torch.nn.Module.to(model, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-                model.compile_likelihood()
-            metrics, diagnostics = vae.measure(model, train, test, batch_size, seed, num_importance_samples)
+        name, reference = run["dataset"]["name"], _reference(run)
+        errors, sample = [], None
+        if isinstance(processor, ByteTokenizer):
+            train, test = (text.load_documents(name, part, data_dir) for part in ("train", split))
+            floor = text.text_floors(b"".join(train), b"".join(test))
+            metrics, diagnostics = text.measure(model, train, test, seed)
+            sample = text.sample_text(model, processor, test[0][: text.PROMPT_LENGTH], seed)
         else:
-            # Codes without a network have a likelihood, and this family has none.
-            floor = {}
-            judge = None if classifier is None else _load_classifier(classifier)
-            metrics, diagnostics = aae.measure(cast(AAEModel, model), train, validation, test, batch_size, seed, judge)
-        if draws:
-            others = [classification_error(_load_classifier(other), test, batch_size) for other in draws]
-            errors = [metrics["test_error"], *others]
-            metrics["test_error_mean"] = float(np.mean(errors))
-            metrics["test_error_std"] = float(np.std(errors, ddof=1))
-        reference = _reference(run)
+            test, train, validation = (
+                _load(name, part, processor, data_dir) for part in (split, "train", "validation")
+            )
+            # Codes without a network have a likelihood, and an adversarial autoencoder has none.
+            seen = torch.cat([train.levels, validation.levels]).numpy()
+            is_adversarial = isinstance(model, AAEModel)
+            floor = {} if is_adversarial else floor_scores(seen, test.levels.numpy(), model.config.num_levels)
+            if isinstance(model, VAEModel):
+                if compile_likelihood:
+                    # Convolutions compile best with the channels last.
+                    torch.nn.Module.to(model, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+                    model.compile_likelihood()
+                metrics, diagnostics = vae.measure(model, train, test, batch_size, seed, num_importance_samples)
+            elif isinstance(model, AAEModel):
+                judge = None if classifier is None else _load_classifier(classifier)
+                metrics, diagnostics = aae.measure(model, train, validation, test, batch_size, seed, judge)
+                if draws:
+                    others = [classification_error(_load_classifier(other), test, batch_size) for other in draws]
+                    errors = [metrics["test_error"], *others]
+                    metrics["test_error_mean"] = float(np.mean(errors))
+                    metrics["test_error_std"] = float(np.std(errors, ddof=1))
+            else:
+                metrics, diagnostics = autoregressive.measure(model, train, test, batch_size, seed)
         results = {
             "row": run["row"],
             "config": run["config"],
@@ -116,6 +134,7 @@ def evaluate_checkpoint(
             "num_parameters": model.num_parameters(),
             "num_labelled": run["dataset"].get("num_labelled"),
             "test_errors_of_draws": errors,
+            "sample_text": sample,
             "model": _config_fields(model.config),
             "training": run["training"],
             "history": run["history"],
@@ -135,22 +154,30 @@ def evaluate_checkpoint(
             },
         }
         (staging / "images").mkdir()
-        if isinstance(model, VAEModel):
-            pictures = vae.draw(model, train, test, results, seed)
-        else:
-            pictures = aae.draw(cast(AAEModel, model), train, test, results, seed)
+        pictures = _draw(model, train, test, results, seed)
         for picture_name, picture in pictures.items():
             picture.save(staging / "images" / f"{picture_name}.png", optimize=True)
         # Drawn during training: what the model was like before it, and after some epochs.
-        pattern = "samples_epoch_*.png" if isinstance(model, VAEModel) else "*_epoch_*.png"
+        pattern = "*_epoch_*.png" if isinstance(model, AAEModel) else "samples_epoch_*.png"
         for path in Path(checkpoint, "samples").glob(pattern):
             shutil.copy(path, staging / "images")
-        text = json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False)
-        (staging / "results.json").write_text(f"{text}\n", encoding="utf-8")
+        content = json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False)
+        (staging / "results.json").write_text(f"{content}\n", encoding="utf-8")
         _publish(staging, Path(checkpoint), folder)
     finally:
         shutil.rmtree(staging)
     return folder
+
+
+def _draw(model: PreTrainedModel, train, test, results: dict, seed: int) -> dict[str, Image.Image]:
+    """The pictures of a row by name."""
+    if isinstance(model, VAEModel):
+        return vae.draw(model, train, test, results, seed)
+    if isinstance(model, AAEModel):
+        return aae.draw(model, train, test, results, seed)
+    if isinstance(model, LocalTransformerForImageGeneration):
+        return autoregressive.draw(model, train, test, results, seed)
+    return {"history": likelihood_history(results, "bits_per_byte", "bits per byte")} if results["history"] else {}
 
 
 def _load(name: str, split: str, processor: LevelsImageProcessor, data_dir: str | None) -> LevelsDataset:
@@ -200,7 +227,7 @@ def _publish(staging: Path, checkpoint: Path, folder: Path) -> None:
     """Moves the staged files, and copies of those of the model, to `folder`; `results.json` comes last."""
     folder.mkdir(parents=True, exist_ok=True)
     if checkpoint.resolve() != folder.resolve():
-        for name in ("config.json", *PROCESSOR_CONFIGS, WEIGHTS):
+        for name in ("config.json", *PROCESSOR_CONFIGS, *TOKENIZER_CONFIGS, WEIGHTS):
             source = checkpoint / name
             if source.is_file() and (name != WEIGHTS or source.stat().st_size < MAX_WEIGHT_BYTES):
                 shutil.copyfile(source, staging / name)

@@ -1,9 +1,12 @@
 """Images that an autoencoder makes: reconstructions, prior samples, and how far samples are from training images."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from hf_latentgen.data import LevelsDataset
 from hf_latentgen.evaluation.latents import posterior_moments
@@ -30,15 +33,17 @@ def reconstruction_mse(model: ImageAutoencoderModel, levels: Tensor, batch_size:
     return total / levels.numel() / (model.config.num_levels - 1) ** 2
 
 
-def prior_samples(model: ImageAutoencoderModel, num_images: int, seed: int = 0) -> dict[str, Tensor]:
-    """Levels of images from the prior by output, "sample", "mode" and "mean", all of the same latents.
+def prior_samples(
+    model: PreTrainedModel, num_images: int, seed: int = 0, outputs: Sequence[str] = OUTPUTS
+) -> dict[str, Tensor]:
+    """Levels of drawn images by output, "sample", "mode" and "mean", all of an autoencoder's from the same latents.
 
     Shape: each [num_images, C, H, W]. The model is put into `eval()` mode.
     """
     model.eval()
     return {
         output: model.sample(num_images, generator=torch.Generator().manual_seed(seed), output=output).cpu()
-        for output in OUTPUTS
+        for output in outputs
     }
 
 

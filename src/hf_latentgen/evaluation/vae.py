@@ -11,7 +11,7 @@ from hf_latentgen.evaluation.latents import (
     posterior_moments,
 )
 from hf_latentgen.evaluation.likelihood import evaluate_likelihood, untrained_metrics
-from hf_latentgen.evaluation.pictures import history_plot, image_grid
+from hf_latentgen.evaluation.pictures import image_grid, likelihood_history
 from hf_latentgen.evaluation.samples import (
     NUM_SAMPLES,
     autoencoder_pictures,
@@ -64,11 +64,5 @@ def draw(
     samples = prior_samples(model, NUM_SAMPLES, seed)
     pictures |= {f"samples_{output}": image_grid(samples[output], num_levels) for output in ("mode", "mean")}
     if results["history"]:
-        floor = results["floor"]
-        best = min(floor, key=floor.__getitem__)
-        references = {
-            entry["name"]: entry["value"] for entry in results["reference"] if entry["metric"] == "bits_per_dim"
-        }
-        label = f"floor: {best.removesuffix('_bits_per_dim').replace('_', ' ')}"
-        pictures["history"] = history_plot(results["history"], references, {label: floor[best]})
+        pictures["history"] = likelihood_history(results)
     return pictures

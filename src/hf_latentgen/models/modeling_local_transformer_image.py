@@ -121,12 +121,16 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
             output: draw each value ("sample"), or take the most probable one ("mode"); "mean" draws, and returns the
                 expected value of each given those before, a real number.
             temperature: the logits are divided by it.
-            labels: classes, for a class-conditional model. [B].
+            labels: classes, for a class-conditional model; drawn when None. [B].
 
         Raises:
             ValueError: an argument is out of range.
         """
         self._check_images(pixel_values)
+        if labels is None and self.class_embedding is not None:
+            odds = torch.ones(self.class_embedding.num_embeddings)
+            drawn = torch.multinomial(odds, pixel_values.shape[0], replacement=True, generator=generator)
+            labels = drawn.to(pixel_values.device)
         self._check_labels(labels, pixel_values.shape[0])
         config = self.config
         if rows != int(rows) or not 0 <= rows <= config.image_size:

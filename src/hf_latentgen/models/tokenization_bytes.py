@@ -14,6 +14,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 from transformers import AddedToken, PreTrainedTokenizer
 
+NUM_BYTES = 256
 PAD_TOKEN_ID, BOS_TOKEN_ID, EOS_TOKEN_ID = 256, 257, 258
 VOCAB_SIZE = 259
 # Visible ASCII characters are their own token, "A"; every other byte is written as in "<0x0A>", so that no token can be

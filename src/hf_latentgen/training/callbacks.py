@@ -14,14 +14,16 @@ SEED = 0
 
 
 class ImageGridCallback(TrainerCallback):
-    """Draws 64 prior samples, and reconstructions of given images, into `output_dir/samples` after chosen epochs.
+    """Draws 64 samples, and what a model makes of given images, into `output_dir/samples` after chosen epochs.
+
+    An autoencoder reconstructs the images, an autoregressive model completes their lower halves.
 
     It has its own generator, so that a training is bit-identical with and without it; one seed for all epochs, so that
     the grids of different epochs show the same latents.
 
     Args:
         epochs: epochs after which to draw; 0 is before training.
-        images: levels to reconstruct, [N, C, H, W].
+        images: levels to reconstruct or complete, [N, C, H, W].
         evaluated_weights: context in which the model holds the weights that are evaluated and saved.
     """
 
@@ -52,9 +54,12 @@ class ImageGridCallback(TrainerCallback):
         model.eval()
         with self.evaluated_weights():
             samples = model.sample(NUM_SAMPLES, generator=generator)
-            reconstructions = model.reconstruct(self.images.to(model.device))
+            images = self.images.to(model.device)
+            if hasattr(model, "reconstruct"):
+                kind, answers = "reconstructions", model.reconstruct(images)
+            else:
+                kind, answers = "completions", model.complete(images, images.shape[2] // 2, generator)
         model.train(training)
         num_levels = model.config.num_levels
         image_grid(samples, num_levels).save(folder / f"samples_epoch_{epoch:03d}.png")
-        grid = reconstruction_grid(self.images, reconstructions, num_levels)
-        grid.save(folder / f"reconstructions_epoch_{epoch:03d}.png")
+        reconstruction_grid(self.images, answers, num_levels).save(folder / f"{kind}_epoch_{epoch:03d}.png")

@@ -12,24 +12,44 @@ from datasets import Dataset, IterableDataset
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
-from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, PreTrainedModel, set_seed
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel, set_seed
 from yaml import YAMLError
 
-from hf_latentgen.data import LevelsDataset, load_images, stream_levels
-from hf_latentgen.evaluation.checkpoints import MODEL_TYPES, auto_class
+from hf_latentgen.data import (
+    LevelsDataset,
+    TokenBlocksDataset,
+    load_images,
+    load_text,
+    stream_levels,
+    stream_token_blocks,
+)
+from hf_latentgen.evaluation.checkpoints import MODEL_TYPES, auto_class, auto_processor
 from hf_latentgen.evaluation.clusters import name_clusters
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
 from hf_latentgen.models.configuration_aae import AAEConfig
+from hf_latentgen.models.configuration_local_transformer import LocalTransformerConfig
+from hf_latentgen.models.configuration_local_transformer_image import LocalTransformerImageConfig
+from hf_latentgen.models.configuration_vae import VAEConfig
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
-from hf_latentgen.models.modeling_aae import AAEModel
 from hf_latentgen.models.modeling_aae_classification import AAEForImageClassification
+from hf_latentgen.models.tokenization_bytes import ByteTokenizer
 from hf_latentgen.training.adversarial import AdversarialTrainer
 from hf_latentgen.training.arguments import AdversarialTrainingArguments, LatentTrainingArguments
 from hf_latentgen.training.few_labels import FewLabelsDataset
+from hf_latentgen.training.likelihood import LikelihoodTrainer
 from hf_latentgen.training.trainer import ELBOTrainer, LatentTrainer, complete_checkpoints
 
-DATASET_KEYS = ("name", "streaming", "num_labelled", "labelled_per_batch", "label_seed")
-# Images of a stream among which the next one is drawn.
+IMAGE_KEYS = ("name", "streaming", "num_labelled", "labelled_per_batch", "label_seed")
+TEXT_KEYS = ("name", "streaming", "block_size")
+TRAINERS: dict[str, type[LatentTrainer]] = {
+    VAEConfig.model_type: ELBOTrainer,
+    AAEConfig.model_type: AdversarialTrainer,
+    LocalTransformerConfig.model_type: LikelihoodTrainer,
+    LocalTransformerImageConfig.model_type: LikelihoodTrainer,
+}
+# Ids of a block of text.
+BLOCK_SIZE = 1024
+# Images, or blocks of text, of a stream among which the next one is drawn.
 SHUFFLE_BUFFER = 10_000
 
 
@@ -41,7 +61,7 @@ class Recipe:
         path: the YAML file.
         overrides: `section.key=value` words given on the command line.
         dataset: `name`, a data set name or folder, and `streaming`; for a classifier with few labels `num_labelled`,
-            `labelled_per_batch` and `label_seed`, the arguments of [`FewLabelsDataset`].
+            `labelled_per_batch` and `label_seed`, the arguments of [`FewLabelsDataset`]; for a text `block_size`.
         model: `model_type`, the fields of its config, and `architectures` with the class of a classifier.
         training: fields of [`LatentTrainingArguments`], or of [`AdversarialTrainingArguments`].
         reference: published values that the row is compared with, each with `name`, `metric`, `value`, `source`.
@@ -64,6 +84,11 @@ class Recipe:
         """Class of the training arguments."""
         is_adversarial = self.model["model_type"] == AAEConfig.model_type
         return AdversarialTrainingArguments if is_adversarial else LatentTrainingArguments
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the data are texts, not images."""
+        return self.model["model_type"] == LocalTransformerConfig.model_type
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -93,10 +118,10 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     model_type = sections["model"].setdefault("model_type", "latentgen_vae")
     _check_model_type("model.model_type", model_type)
     config_class = CONFIG_MAPPING[model_type]
-    _check_keys("dataset.", sections["dataset"], DATASET_KEYS)
     known = ["model_type", "num_labels", *(field.name for field in fields(config_class))]
     _check_keys("model.", sections["model"], known)
     recipe = Recipe(path, list(overrides or []), **sections)
+    _check_keys("dataset.", recipe.dataset, TEXT_KEYS if recipe.reads_text else IMAGE_KEYS)
     _check_keys("training.", sections["training"], [field.name for field in fields(recipe.arguments_class)])
     return recipe
 
@@ -131,31 +156,21 @@ def train_recipe(
     arguments = recipe.arguments_class(output_dir=str(output_dir), **recipe.training)
     set_seed(arguments.seed)
     model, processor = _model_and_processor(recipe, checkpoint)
-    # The labels of validation images only measure; those of training images also teach, unless clusters are sought.
-    is_classifier = isinstance(model, AAEForImageClassification)
-    needs_labels = is_classifier or (isinstance(model.config, AAEConfig) and model.config.labelled_prior)
-    is_taught = needs_labels and model.config.num_clusters is None
-    # Validation images are kept in memory even when they come from a stream: they are few, and needed every epoch.
-    name, streaming = recipe.dataset["name"], recipe.dataset.get("streaming", False)
-    training = load_images(name, "train", data_dir=data_dir, streaming=streaming)
-    validation = load_images(name, "validation", data_dir=data_dir, streaming=streaming)
-    training_levels = _training_levels(training, processor, arguments.seed, is_taught)
-    if "num_labelled" in recipe.dataset:
-        training_levels = _few_labels(recipe, training_levels, is_taught)
-    validation_levels = LevelsDataset(validation, processor, with_labels=needs_labels)
+    if isinstance(processor, ByteTokenizer):
+        training, validation = _token_blocks(recipe, data_dir, arguments.seed)
+    else:
+        training, validation = _levels(recipe, model, processor, data_dir, arguments.seed)
     # Only now, so that a mistake in the recipe leaves no folder behind.
     _make_writable(output_dir)
-    datasets = {"train_dataset": training_levels, "eval_dataset": validation_levels, "processing_class": processor}
-    if isinstance(arguments, AdversarialTrainingArguments):
-        trainer = AdversarialTrainer(cast(AAEModel, model), arguments, **datasets)
-    else:
-        trainer = ELBOTrainer(model, arguments, **datasets)
+    trainer = TRAINERS[model.config.model_type](
+        model, arguments, train_dataset=training, eval_dataset=validation, processing_class=processor
+    )
     # Noted before training: the source tree may move on during a long one.
     commit = git_commit()
     trainer.train(resume_from_checkpoint=str(last_checkpoint) if resume else None)
-    if is_classifier and not is_taught:
+    if isinstance(model, AAEForImageClassification) and model.config.num_clusters is not None:
         with trainer.evaluated_weights():
-            model.config.cluster_labels = name_clusters(model, validation_levels)
+            model.config.cluster_labels = name_clusters(model, cast(LevelsDataset, validation))
     trainer.save_model()
     if trainer.is_world_process_zero():
         record = run_record(trainer, recipe, checkpoint, commit)
@@ -189,8 +204,10 @@ def run_record(trainer: LatentTrainer, recipe: Recipe, checkpoint: str | None, c
     }
 
 
-def _model_and_processor(recipe: Recipe, checkpoint: str | None) -> tuple[PreTrainedModel, LevelsImageProcessor]:
-    """The model and image processor of a checkpoint, or new ones as the recipe says."""
+def _model_and_processor(
+    recipe: Recipe, checkpoint: str | None
+) -> tuple[PreTrainedModel, LevelsImageProcessor | ByteTokenizer]:
+    """The model and image processor or tokenizer of a checkpoint, or new ones as the recipe says."""
     if checkpoint is not None:
         overridden = [override for override in recipe.overrides if override.startswith("model.")]
         if overridden:
@@ -198,26 +215,57 @@ def _model_and_processor(recipe: Recipe, checkpoint: str | None) -> tuple[PreTra
         try:
             config = AutoConfig.from_pretrained(checkpoint)
             _check_model_type(f"the model type of {checkpoint}", config.model_type)
+            if config.model_type != recipe.model["model_type"]:
+                expected = f"{recipe.model['model_type']!r}, as in {recipe.path}"
+                raise ValueError(f"the model type of {checkpoint} must be {expected}, got {config.model_type!r}")
             model = auto_class(config).from_pretrained(checkpoint, use_safetensors=True)
-            return model, AutoImageProcessor.from_pretrained(checkpoint)
+            return model, auto_processor(config).from_pretrained(checkpoint)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"cannot load a model from {checkpoint}: {error}") from error
     config = AutoConfig.for_model(**recipe.model)
-    processor = LevelsImageProcessor(
-        size={"height": config.image_size, "width": config.image_size},
-        num_channels=config.num_channels,
-        num_levels=config.num_levels,
-    )
-    return auto_class(config).from_config(config), processor
+    model = auto_class(config).from_config(config)
+    if recipe.reads_text:
+        return model, ByteTokenizer()
+    size = {"height": config.image_size, "width": config.image_size}
+    return model, LevelsImageProcessor(size=size, num_channels=config.num_channels, num_levels=config.num_levels)
 
 
-def _training_levels(
-    images: Dataset | IterableDataset, processor: LevelsImageProcessor, seed: int, with_labels: bool
-) -> LevelsDataset | IterableDataset:
-    """Levels of the training images: all in memory, or a stream that is shuffled through a buffer."""
-    if isinstance(images, Dataset):
-        return LevelsDataset(images, processor, with_labels)
-    return stream_levels(images.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER), processor, with_labels)
+def _levels(
+    recipe: Recipe, model: PreTrainedModel, processor: LevelsImageProcessor, data_dir: str | None, seed: int
+) -> tuple[LevelsDataset | FewLabelsDataset | IterableDataset, LevelsDataset]:
+    """Levels of the training images, all in memory or a stream shuffled through a buffer, and of the validation images.
+
+    The labels of validation images only measure; those of training images also teach, unless clusters are sought.
+    Validation images are kept in memory even when they come from a stream: they are few, and needed every epoch.
+    """
+    config = model.config
+    needs_labels = isinstance(model, AAEForImageClassification)
+    needs_labels |= getattr(config, "labelled_prior", False) or getattr(config, "is_class_conditional", False)
+    is_taught = needs_labels and getattr(config, "num_clusters", None) is None
+    name, streaming = recipe.dataset["name"], recipe.dataset.get("streaming", False)
+    training = load_images(name, "train", data_dir=data_dir, streaming=streaming)
+    validation = load_images(name, "validation", data_dir=data_dir, streaming=streaming)
+    if isinstance(training, Dataset):
+        levels = LevelsDataset(training, processor, is_taught)
+    else:
+        levels = stream_levels(training.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER), processor, is_taught)
+    if "num_labelled" in recipe.dataset:
+        levels = _few_labels(recipe, levels, is_taught)
+    return levels, LevelsDataset(validation, processor, with_labels=needs_labels)
+
+
+def _token_blocks(
+    recipe: Recipe, data_dir: str | None, seed: int
+) -> tuple[TokenBlocksDataset | IterableDataset, TokenBlocksDataset]:
+    """Blocks of ids of the training texts, all in memory or a stream shuffled through a buffer, and of validation."""
+    name, block_size = recipe.dataset["name"], recipe.dataset.get("block_size", BLOCK_SIZE)
+    streaming = recipe.dataset.get("streaming", False)
+    training = load_text(name, "train", data_dir=data_dir, streaming=streaming)
+    validation = TokenBlocksDataset(load_text(name, "validation", data_dir=data_dir), block_size)
+    if isinstance(training, Dataset):
+        return TokenBlocksDataset(training, block_size), validation
+    blocks = stream_token_blocks(training, block_size)
+    return blocks.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER), validation
 
 
 def _few_labels(recipe: Recipe, levels: LevelsDataset | IterableDataset, is_taught: bool) -> FewLabelsDataset:

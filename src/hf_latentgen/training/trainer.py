@@ -10,7 +10,7 @@ from typing import cast
 
 import torch
 from diffusers.training_utils import EMAModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -159,8 +159,7 @@ class LatentTrainer(Trainer):
         # A pickle that nothing reads: run.json records the arguments.
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         if self._ema is not None and _internal_call:
-            weights = {name: weight.contiguous() for name, weight in self.model.state_dict().items()}
-            save_file(weights, folder / TRAINING_WEIGHTS)
+            save_model(self.model, str(folder / TRAINING_WEIGHTS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -172,7 +171,7 @@ class LatentTrainer(Trainer):
                 f"ema_decay is {self.args.ema_decay}, but {resume_from_checkpoint} has no {TRAINING_WEIGHTS}"
             )
         self._copy_average_from_model(self._ema)
-        self.model.load_state_dict(load_file(weights))
+        load_model(self.model, weights)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

@@ -1,0 +1,163 @@
+"""What is measured of a byte model: its likelihood in windows with a stated context, beside codes without a network."""
+
+import bz2
+import lzma
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+from hf_latentgen.data import load_text
+from hf_latentgen.models.bits import nats_to_bits_per_byte
+from hf_latentgen.models.tokenization_bytes import (
+    BOS_TOKEN_ID,
+    EOS_TOKEN_ID,
+    NUM_BYTES,
+    ByteTokenizer,
+    bytes_from_text,
+)
+
+# Bytes before the one to predict that the counting floor looks at.
+ORDER = 4
+SAMPLE_LENGTH = 600
+# Test bytes that a sample goes on from.
+PROMPT_LENGTH = 64
+
+
+def load_documents(name: str, split: str, data_dir: str | None = None) -> list[bytes]:
+    """The documents of a split as bytes. Arguments and errors as in [`load_text`]."""
+    return [bytes_from_text(text) for text in load_text(name, split, data_dir=data_dir)["text"]]
+
+
+def measure(
+    model: PreTrainedModel, train: Sequence[bytes], test: Sequence[bytes], seed: int = 0
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The exact score of all test documents, each byte given everything before it that the model can see.
+
+    Beside it the score of as many training bytes, which tells how much was learned by heart, and the untrained one.
+    """
+    context = full_context(model)
+    scores = text_scores(model, test, context)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        fresh = AutoModelForCausalLM.from_config(model.config).to(model.device)
+    seen = b"".join(train)[: scores["num_bytes"]]
+    diagnostics = {
+        "context": context,
+        "num_bytes": scores.pop("num_bytes"),
+        "training_bits_per_byte": text_scores(model, [seen], context)["bits_per_byte"],
+        "untrained_bits_per_byte": text_scores(fresh, test, context)["bits_per_byte"],
+    }
+    return scores, diagnostics
+
+
+def sample_text(model: PreTrainedModel, tokenizer: ByteTokenizer, prompt: bytes, seed: int = 0) -> str:
+    """The prompt and how the model goes on from it, drawn at temperature 1; what is not UTF-8 is shown as U+FFFD."""
+    ids = torch.tensor([[BOS_TOKEN_ID, *prompt]], device=model.device)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        drawn = model.generate(ids, do_sample=True, top_k=0, max_new_tokens=SAMPLE_LENGTH)
+    text = cast(str, tokenizer.decode(drawn[0], skip_special_tokens=True))
+    return bytes_from_text(text).decode("utf-8", "replace")
+
+
+def token_nats(logits: Tensor, labels: Tensor) -> Tensor:
+    """`-log p` of each id after the first, given those before it, in nats, and 0 where a label is -100. [B, N - 1].
+
+    Shape: `logits` [B, N, vocab_size]; `labels` [B, N], the ids themselves: they are shifted here.
+    """
+    return F.cross_entropy(logits[:, :-1].float().transpose(1, 2), labels[:, 1:], reduction="none")
+
+
+def count_bytes(labels: Tensor) -> Tensor:
+    """How many bytes the nats of `token_nats` score in each example: special ids are none. [B]."""
+    scored = labels[:, 1:]
+    return ((scored >= 0) & (scored < NUM_BYTES)).sum(1)
+
+
+def full_context(model: PreTrainedModel) -> int:
+    """The ids before the one to predict that can change its probability: the windows of all layers, one upon another.
+
+    With a layer of full attention it is unbounded, and 8,192 stands for that.
+    """
+    config = model.config
+    if "full_attention" in config.kinds:
+        return 8192
+    return config.num_hidden_layers * (config.window - 1) + 1
+
+
+@torch.no_grad()
+def document_nats(model: PreTrainedModel, content: bytes, context: int, stride: int = 1024) -> float:
+    """`-log p` of a document, its bytes and its end, in nats.
+
+    It is read in windows of `context + stride` ids, of which the last `stride` are scored: each id is scored once, and
+    given at least the `context` ids before it, or all that there are. The model is put into `eval()` mode.
+
+    Raises:
+        ValueError: `context` or `stride` is below 1.
+    """
+    for name, value in (("context", context), ("stride", stride)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    model.eval()
+    ids = np.concatenate([[BOS_TOKEN_ID], np.frombuffer(content, np.uint8), [EOS_TOKEN_ID]])
+    ids = torch.from_numpy(ids.astype(np.int64)).to(model.device)
+    total = 0.0
+    for start in logging.tqdm(range(1, len(ids), stride), desc=f"context of {context} ids"):
+        window = ids[max(start - context, 0) : start + stride].unsqueeze(0)
+        nats = token_nats(model(input_ids=window, use_cache=False).logits, window)[0]
+        total += nats[-len(ids[start : start + stride]) :].double().sum().item()
+    return total
+
+
+def text_scores(model: PreTrainedModel, documents: Sequence[bytes], context: int) -> dict[str, float]:
+    """`nll_nats` of all documents together, `num_bytes`, and their `bits_per_byte`, which is no mean of means."""
+    num_bytes = sum(map(len, documents))
+    nats = sum(document_nats(model, content, context) for content in documents)
+    return {"bits_per_byte": nats_to_bits_per_byte(nats, num_bytes), "nll_nats": nats, "num_bytes": num_bytes}
+
+
+def text_floors(train: bytes, test: bytes) -> dict[str, float]:
+    """Bits per byte of the test bytes for codes without a network that have read the training bytes first.
+
+    bz2 and xz: how many bytes longer the compressed training bytes get when the test bytes follow them. (bz2 looks back
+    900,000 bytes at most.) Counting: see `counting_bits_per_byte`; order 0 is one histogram.
+    """
+    scores = {}
+    for name, compress in (("bz2", bz2.compress), ("xz", lzma.compress)):
+        scores[f"{name}_bits_per_byte"] = 8 * (len(compress(train + test)) - len(compress(train))) / len(test)
+    for order in (0, ORDER):
+        scores[f"counting_{order}_bits_per_byte"] = counting_bits_per_byte(train, test, order)
+    return scores
+
+
+def counting_bits_per_byte(train: bytes, test: bytes, order: int) -> float:
+    """Bits per byte of the test bytes under counts of each byte after the `order` bytes before it.
+
+    The counts of a context are mixed with the estimate for the context that is one byte shorter, which weighs as much
+    as there are different bytes after the context; all bytes are equally likely where nothing was counted. The counts
+    go on while the test bytes are read.
+
+    Source: Witten and Bell (1991), method C, interpolated.
+    """
+    counts: dict[bytes, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    content = train + test
+    bits = 0.0
+    for position in range(len(content)):
+        byte = content[position]
+        probability = 1 / NUM_BYTES
+        for length in range(min(order, position) + 1):
+            seen = counts[content[position - length : position]]
+            if position >= len(train) and seen:
+                different = len(seen)
+                probability = (seen.get(byte, 0) + different * probability) / (sum(seen.values()) + different)
+            seen[byte] += 1
+        if position >= len(train):
+            bits -= np.log2(probability)
+    return float(bits / len(test))

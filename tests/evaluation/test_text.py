@@ -1,0 +1,106 @@
+import bz2
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from hf_latentgen import ByteTokenizer, LocalTransformerConfig, LocalTransformerForCausalLM
+from hf_latentgen.evaluation.text import (
+    count_bytes,
+    counting_bits_per_byte,
+    document_nats,
+    full_context,
+    sample_text,
+    text_floors,
+    text_scores,
+    token_nats,
+)
+from modeling_common import perturb
+
+CONTENT = bytes(np.random.default_rng(0).integers(0, 256, 70, dtype=np.uint8))
+
+
+@pytest.fixture
+def model():
+    config = LocalTransformerConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, window=5
+    )
+    model = LocalTransformerForCausalLM(config).eval()
+    perturb(model)
+    return model
+
+
+@torch.no_grad()
+def test_nats_of_a_document_are_those_of_one_pass_over_it(model):
+    ids = torch.tensor([[257, *CONTENT, 258]])
+    expected = model(ids, labels=ids).loss.item() * (len(CONTENT) + 1)
+    assert full_context(model) == 9
+    for context, stride in ((9, 7), (9, 1000), (9, 1), (1000, 3)):
+        assert document_nats(model, CONTENT, context, stride) == pytest.approx(expected, rel=1e-5)
+    # Less context than the model can use gives another score.
+    assert document_nats(model, CONTENT, 1, 1) != pytest.approx(expected, rel=1e-4)
+
+
+def test_a_layer_of_full_attention_sees_everything(model):
+    model.config.layer_types = ["full_attention", "sliding_attention"]
+    assert full_context(model) == 8192
+
+
+@pytest.mark.parametrize("name", ["context", "stride"])
+def test_bad_windows_are_refused(model, name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        document_nats(model, CONTENT, **({"context": 8, "stride": 8} | {name: 0}))
+
+
+def test_scores_are_all_nats_over_all_bytes(model):
+    documents = [CONTENT[:60], CONTENT[60:]]
+    scores = text_scores(model, documents, 8)
+    nats = sum(document_nats(model, content, 8) for content in documents)
+    assert scores["nll_nats"] == pytest.approx(nats)
+    assert scores["num_bytes"] == 70
+    assert scores["bits_per_byte"] == pytest.approx(nats / math.log(2) / 70)
+
+
+def test_what_is_not_labelled_is_not_scored():
+    labels = torch.tensor([[257, 65, -100, 258, 256], [0, 255, 1, 2, -100]])
+    logits = torch.randn(2, 5, 259)
+    nats = token_nats(logits, labels)
+    expected = logits.log_softmax(-1)
+    assert nats[0, 0] == -expected[0, 0, 65]
+    assert nats[1, 2] == -expected[1, 2, 2]
+    assert nats[0, 1] == nats[1, 3] == 0
+    assert count_bytes(labels).tolist() == [1, 3]
+
+
+def test_an_untrained_model_guesses_among_all_ids(model):
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    expected = (len(CONTENT) + 1) * math.log2(259) / len(CONTENT)
+    assert text_scores(model, [CONTENT], 8)["bits_per_byte"] == pytest.approx(expected)
+
+
+def test_counting_is_the_interpolated_estimate_of_witten_and_bell():
+    # Order 0 after "aab": a twice, b once, two different bytes.
+    seen_a = (2 + 2 / 256) / (3 + 2)
+    assert counting_bits_per_byte(b"aab", b"a", 0) == pytest.approx(-math.log2(seen_a))
+    # Order 1 after "b" of "abaab": a once, one different byte; order 0: a three times of five.
+    order_0 = (3 + 2 / 256) / (5 + 2)
+    assert counting_bits_per_byte(b"abaab", b"a", 1) == pytest.approx(-math.log2((1 + order_0) / 2))
+    # The counts go on: a run of one byte costs less and less.
+    assert counting_bits_per_byte(b"", b"a" * 100, 2) < counting_bits_per_byte(b"", b"a" * 10, 2) < 8
+
+
+def test_floors():
+    text = b"the cat sat on the mat, the dog sat on the log. " * 40
+    floors = text_floors(text, text[:480])
+    assert floors["bz2_bits_per_byte"] == 8 * (len(bz2.compress(text + text[:480])) - len(bz2.compress(text))) / 480
+    assert floors["counting_4_bits_per_byte"] < 0.5 < floors["counting_0_bits_per_byte"]
+    assert set(floors) == {f"{name}_bits_per_byte" for name in ("bz2", "xz", "counting_0", "counting_4")}
+
+
+def test_sample_goes_on_from_the_prompt_and_is_valid_text(model):
+    sample = sample_text(model, ByteTokenizer(), b"To be", seed=3)
+    assert sample.startswith("To be")
+    assert sample == sample_text(model, ByteTokenizer(), b"To be", seed=3)
+    sample.encode()
