@@ -361,6 +361,63 @@ def test_card_of_a_classifier(classifier):
     assert "30 clusters found without labels" in str(render_card(classifier, REPO_ID))
 
 
+SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+LOCAL_MODELS = {
+    "pixels": hf_latentgen.LocalTransformerImageConfig(image_size=8, **SIZES),
+    "classes": hf_latentgen.LocalTransformerImageConfig(
+        image_size=8, is_class_conditional=True, num_labels=10, **SIZES
+    ),
+    "bytes": hf_latentgen.LocalTransformerConfig(window=8, **SIZES),
+}
+
+
+@pytest.fixture(params=LOCAL_MODELS)
+def local(request, results, tmp_path):
+    """The results of a local-attention transformer, and its saved model."""
+    config = LOCAL_MODELS[request.param]
+    fields = {
+        name: value
+        for name, value in config.to_dict().items()
+        if name in (*SIZES, "window", "image_size", "num_levels")
+    }
+    model = {"model_type": config.model_type, "architectures": None, **fields}
+    other = results | {"row": "local_row", "model": model, "reference": []}
+    if request.param == "bytes":
+        other |= {"dataset": "tinyshakespeare", "sample_text": "To be"}
+        other |= {"metrics": {"bits_per_byte": 2.0432}, "floor": {"bz2_bits_per_byte": 2.4644}}
+        other |= {"diagnostics": {"context": 8, "num_bytes": 55770}, "history": []}
+        hf_latentgen.LocalTransformerForCausalLM(config).save_pretrained(tmp_path / "model")
+        hf_latentgen.ByteTokenizer(errors="replace").save_pretrained(tmp_path / "model")
+        return other
+    if config.is_class_conditional:
+        model |= {"is_class_conditional": True, "num_labels": 10}
+    other["metrics"] = {"exact_bits_per_dim": 1.8432, "nll_nats": 81.77}
+    hf_latentgen.LocalTransformerForImageGeneration(config).save_pretrained(tmp_path / "model")
+    hf_latentgen.LevelsImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "model")
+    return other
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+def test_card_of_a_local_transformer(local, tmp_path, monkeypatch, capsys):
+    card = render_card(local, REPO_ID, [])
+    reads_text = "sample_text" in local
+    score = "2.0432 bits/byte" if reads_text else "1.8432 bits/dim"
+    task = "text-generation" if reads_text else "unconditional-image-generation"
+    assert card.data.pipeline_tag == task
+    for text in ("A local-attention transformer over the", f"**{score}** on the test split", "| exact | "):
+        assert text in str(card)
+    assert "\n\n\n" not in str(card)
+    assert ("To be" in str(card)) == reads_text
+    assert "upper bound |" not in str(card)
+    assert f"| {score.split()[0]} |" in results_table([local])
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = re.findall(r"```python\n(.*?)```", str(card), re.DOTALL)
+    code = snippet.replace(REPO_ID, str(tmp_path / "model")).replace("max_new_tokens=200", "max_new_tokens=9")
+    exec(compile(code, "snippet", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "ROMEO:" in printed if reads_text else "bits per dimension, exact" in printed
+
+
 def test_tables_have_a_part_for_each_family(results, adversarial, classifier):
     table = results_table([results, adversarial, classifier])
     assert table.index("Variational autoencoders") < table.index("Adversarial autoencoders")

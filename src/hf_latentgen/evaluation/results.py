@@ -94,7 +94,7 @@ def evaluate_checkpoint(
             train, test = (text.load_documents(name, part, data_dir) for part in ("train", split))
             floor = text.text_floors(b"".join(train), b"".join(test))
             metrics, diagnostics = text.measure(model, train, test, seed)
-            sample = text.sample_text(model, processor, test[0][: text.PROMPT_LENGTH], seed)
+            sample = text.sample_text(model, test[0][: text.PROMPT_LENGTH], seed)
         else:
             test, train, validation = (
                 _load(name, part, processor, data_dir) for part in (split, "train", "validation")

@@ -57,14 +57,13 @@ def measure(
     return scores, diagnostics
 
 
-def sample_text(model: PreTrainedModel, tokenizer: ByteTokenizer, prompt: bytes, seed: int = 0) -> str:
+def sample_text(model: PreTrainedModel, prompt: bytes, seed: int = 0) -> str:
     """The prompt and how the model goes on from it, drawn at temperature 1; what is not UTF-8 is shown as U+FFFD."""
     ids = torch.tensor([[BOS_TOKEN_ID, *prompt]], device=model.device)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         drawn = model.generate(ids, do_sample=True, top_k=0, max_new_tokens=SAMPLE_LENGTH)
-    text = cast(str, tokenizer.decode(drawn[0], skip_special_tokens=True))
-    return bytes_from_text(text).decode("utf-8", "replace")
+    return cast(str, ByteTokenizer(errors="replace").decode(drawn[0], skip_special_tokens=True))
 
 
 def token_nats(logits: Tensor, labels: Tensor) -> Tensor:

@@ -225,7 +225,8 @@ def _model_and_processor(
     config = AutoConfig.for_model(**recipe.model)
     model = auto_class(config).from_config(config)
     if recipe.reads_text:
-        return model, ByteTokenizer()
+        # What a model draws need not be UTF-8, and shall be printed all the same.
+        return model, ByteTokenizer(errors="replace")
     size = {"height": config.image_size, "width": config.image_size}
     return model, LevelsImageProcessor(size=size, num_channels=config.num_channels, num_levels=config.num_levels)
 
