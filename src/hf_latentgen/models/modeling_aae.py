@@ -280,12 +280,14 @@ class AAEModel(ImageAutoencoderModel):
         generator_losses, real_losses, fake_losses, accuracies = [], [], [], []
         for adversary in adversaries:
             codes = adversary.codes
-            logits = self._decide(adversary, codes, generator, frozen=True)
+            logits = self._decide(adversary, generator, frozen=True)
             generator_losses.append(F.softplus(-logits))
             if sample_prior:
                 samples = adversary.prior.sample(codes.shape[0], codes, generator, adversary.parts)
-                real = self._decide(adversary, samples, generator)
-                fake = self._decide(adversary, codes.detach(), generator)
+                # One pass for both is faster than two.
+                parts = None if adversary.parts is None else adversary.parts.repeat(2)
+                both = adversary._replace(codes=torch.cat([samples, codes.detach()]), parts=parts)
+                real, fake = self._decide(both, generator).chunk(2)
                 real_losses.append(F.softplus(-real))
                 fake_losses.append(F.softplus(fake))
                 accuracies.append(((real > 0).float() + (fake < 0).float()) / 2)
@@ -295,10 +297,9 @@ class AAEModel(ImageAutoencoderModel):
             output.fake_loss = torch.stack(fake_losses).sum(0)
             output.discriminator_accuracy = torch.stack(accuracies).mean(0)
 
-    def _decide(
-        self, adversary: Adversary, codes: Tensor, generator: torch.Generator | None, frozen: bool = False
-    ) -> Tensor:
+    def _decide(self, adversary: Adversary, generator: torch.Generator | None, frozen: bool = False) -> Tensor:
         """The discriminator's logits of codes, which get noise while training, and of what it is told. [B]."""
+        codes = adversary.codes
         if self.training and self.config.discriminator_noise_std > 0:
             codes = codes + self.config.discriminator_noise_std * standard_normal(codes.shape, codes, generator)
         if adversary.parts is not None:
