@@ -7,8 +7,8 @@ it is not causal also those with `i < j < i + window`.
 Queries are taken in blocks. A block sees its own keys and those that its first row can still reach, through overlapping
 strided views of the keys: nothing is copied for a block, and one call of `scaled_dot_product_attention` does all. On a
 CPU, where no key is hidden by anything but the window, its kernels are called directly, with fewer masked scores and a
-faster backward pass; see `local_attention_cpu.py`. A GPU always takes the first way, without
-kernels that have a window of their own, such as that of `torch.nn.attention.varlen`.
+faster backward pass; see `local_attention_cpu.py`. A GPU always takes the first way, without kernels that have a window
+of their own, such as that of `torch.nn.attention.varlen`.
 """
 
 import torch
