@@ -5,7 +5,10 @@ One definition of the window everywhere: query i sees the keys j with `i - windo
 it is not causal also those with `i < j < i + window`.
 
 Queries are taken in blocks. A block sees its own keys and those that its first row can still reach, through overlapping
-strided views of the keys: nothing is copied for a block, and one call of `scaled_dot_product_attention` does all.
+strided views of the keys: nothing is copied for a block, and one call of `scaled_dot_product_attention` does all. On a
+CPU, where no key is hidden by anything but the window, its kernels are called directly, with fewer masked scores and a
+faster backward pass; see `local_attention_cpu.py`. A GPU always takes the first way, without kernels that have a window
+of their own, such as that of `torch.nn.attention.varlen`.
 """
 
 import torch
@@ -14,6 +17,9 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
+from transformers.utils.import_utils import is_tracing
+
+from .local_attention_cpu import can_fuse, fused_attention
 
 NAME = "local_attention"
 INFERENCE_BLOCK = 64
@@ -86,6 +92,8 @@ def local_attention(
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     num_queries, num_keys = query.shape[2], key.shape[2]
     window = min(window, num_keys)
+    if attention_mask is None and document_ids is None and can_fuse(query, key, value, dropout):
+        return fused_attention(query, key, value, window, is_causal, scale, block_size(window, is_training=True))
     # No query reaches further back than this.
     used = min(num_keys, num_queries + window - 1)
     key, value = key[:, :, num_keys - used :], value[:, :, num_keys - used :]
@@ -177,8 +185,10 @@ def local_attention_mask(
 ) -> Tensor | None:
     """What transformers' mask function allows, on the band only: booleans [1 or B, blocks, 1, block, view].
 
-    Its five axes tell `local_attention_forward` that it is banded. Layers without a window, short inputs, decoding
-    steps and static caches get transformers' own mask.
+    Its five axes tell `local_attention_forward` that it is banded. On a CPU, where looking at it does not wait for a
+    device, a mask that hides what is outside of the window and nothing else, no padding and no other document of a
+    packed sequence, becomes one row that stands for all: ones [1, 1, 1, 1, view]. Layers without a window, short
+    inputs, decoding steps and static caches get transformers' own mask.
     """
     if attention_mask is not None and attention_mask.dim() == 5:
         return attention_mask
@@ -211,6 +221,10 @@ def local_attention_mask(
         missing = kv_length + kv_offset - attention_mask.shape[-1]
         padding = F.pad(attention_mask, (0, max(missing, 0))).bool()
         visible = visible & padding[:, columns]
+    if past == 0 and visible.device.type == "cpu" and not is_tracing(visible):
+        plain = band_visibility(q_length, kv_length, window, INFERENCE_BLOCK, is_causal, None, None, visible.device)
+        if (visible == plain).all():
+            return visible.new_ones(1, 1, 1, 1, window if is_causal else 2 * window - 1)
     return visible.unsqueeze(2)
 
 
@@ -229,10 +243,15 @@ def local_attention_forward(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     is_causal = bool(module.is_causal)
-    output = banded_attention(query, key, value, attention_mask.squeeze(2), is_causal, dropout, scaling)
+    block, view = attention_mask.shape[3:]
+    if block == 1:
+        window = view if is_causal else (view + 1) // 2
+        output = local_attention(query, key, value, window, is_causal=is_causal, dropout=dropout, scale=scaling)
+    else:
+        groups = query.shape[1] // key.shape[1]
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+        output = banded_attention(query, key, value, attention_mask.squeeze(2), is_causal, dropout, scaling)
     return output.transpose(1, 2).contiguous(), None
 
 
