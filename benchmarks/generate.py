@@ -52,7 +52,7 @@ def seconds_per_token(model: LocalTransformerForCausalLM, cache: DynamicCache, n
 
 def cache_bytes(cache: DynamicCache) -> int:
     """Bytes that the keys and values hold on to, what their views do not show included."""
-    states = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    states = [getattr(layer, name) for layer in cache.layers for name in ("keys", "values")]
     return sum(tensor.untyped_storage().nbytes() for tensor in states)
 
 

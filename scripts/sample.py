@@ -13,6 +13,8 @@ from hf_latentgen.evaluation.checkpoints import load_checkpoint
 from hf_latentgen.evaluation.pictures import image_grid
 from hf_latentgen.models.distributions import OUTPUTS
 from hf_latentgen.models.modeling_aae import AAEModel
+from hf_latentgen.models.modeling_local_transformer_image import LocalTransformerForImageGeneration
+from hf_latentgen.models.modeling_vae import VAEModel
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -29,10 +31,10 @@ def main(argv: list[str] | None = None) -> None:
     try:
         model, _ = load_checkpoint(arguments.checkpoint)
         generator = torch.Generator().manual_seed(arguments.seed)
-        if not hasattr(model, "sample"):
-            raise ValueError(f"checkpoint must be a model of images, got {type(model).__name__}")
-        if not isinstance(model, AAEModel):
+        if isinstance(model, VAEModel | LocalTransformerForImageGeneration):
             levels = model.sample(arguments.num_images, generator, arguments.output, arguments.temperature)
+        elif not isinstance(model, AAEModel):
+            raise ValueError(f"checkpoint must be a model of images, got {type(model).__name__}")
         elif arguments.temperature == 1:
             levels = model.sample(arguments.num_images, generator, arguments.output)
         else:

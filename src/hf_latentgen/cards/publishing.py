@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from hf_latentgen.cards.model_card import card_text, list_pictures, read_results
-from hf_latentgen.evaluation.checkpoints import (
+from hf_latentgen.models.auto import (
     PROCESSOR_CONFIGS,
     TOKENIZER_CONFIGS,
     WEIGHTS,

@@ -5,44 +5,19 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageClassification,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, PreTrainedModel
 
-from hf_latentgen.models.configuration_aae import AAEConfig
-from hf_latentgen.models.configuration_local_transformer import LocalTransformerConfig
-from hf_latentgen.models.configuration_local_transformer_image import LocalTransformerImageConfig
-from hf_latentgen.models.configuration_vae import VAEConfig
+from hf_latentgen.models.auto import (
+    MODEL_TYPES,
+    PROCESSOR_CONFIGS,
+    TOKENIZER_CONFIGS,
+    WEIGHTS,
+    auto_class,
+    auto_processor,
+    reads_text,
+)
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
-from hf_latentgen.models.modeling_aae_classification import AAEForImageClassification
 from hf_latentgen.models.tokenization_bytes import ByteTokenizer
-
-WEIGHTS = "model.safetensors"
-PROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
-TOKENIZER_CONFIGS = ("tokenizer_config.json",)
-MODEL_TYPES = tuple(
-    config.model_type for config in (VAEConfig, AAEConfig, LocalTransformerConfig, LocalTransformerImageConfig)
-)
-
-
-def auto_class(config: PreTrainedConfig) -> type:
-    """The Auto class that makes the model of a configuration: a field `architectures` names a classifier."""
-    if config.model_type == LocalTransformerConfig.model_type:
-        return AutoModelForCausalLM
-    is_classifier = AAEForImageClassification.__name__ in (config.architectures or [])
-    return AutoModelForImageClassification if is_classifier else AutoModel
-
-
-def auto_processor(config: PreTrainedConfig) -> type:
-    """The Auto class of what prepares the inputs of a model: images, or texts."""
-    return AutoTokenizer if config.model_type == LocalTransformerConfig.model_type else AutoImageProcessor
 
 
 def load_checkpoint(checkpoint: str | Path) -> tuple[PreTrainedModel, LevelsImageProcessor | ByteTokenizer]:
@@ -93,8 +68,8 @@ def _check_folder(folder: Path) -> None:
             pass
     except SafetensorError as error:
         raise ValueError(f"{weights} is truncated or corrupt: {error}") from error
-    reads_text = model_type == LocalTransformerConfig.model_type
-    kind, names = ("tokenizer", TOKENIZER_CONFIGS) if reads_text else ("image processor", PROCESSOR_CONFIGS)
+    is_text = reads_text(model_type)
+    kind, names = ("tokenizer", TOKENIZER_CONFIGS) if is_text else ("image processor", PROCESSOR_CONFIGS)
     if not any((folder / name).is_file() for name in names):
         raise FileNotFoundError(f"{folder} holds no {kind}; one of {names} must be there")
 

@@ -19,20 +19,16 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hf_latentgen.data import LevelsDataset, load_images
 from hf_latentgen.evaluation import aae, autoregressive, text, vae
 from hf_latentgen.evaluation.baselines import floor_scores
-from hf_latentgen.evaluation.checkpoints import (
-    PROCESSOR_CONFIGS,
-    TOKENIZER_CONFIGS,
-    WEIGHTS,
-    load_checkpoint,
-    read_run_record,
-)
+from hf_latentgen.evaluation.checkpoints import load_checkpoint, read_run_record
 from hf_latentgen.evaluation.clusters import classification_error
 from hf_latentgen.evaluation.pictures import likelihood_history
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
+from hf_latentgen.models.auto import PROCESSOR_CONFIGS, TOKENIZER_CONFIGS, WEIGHTS
 from hf_latentgen.models.configuration_aae import AAEConfig
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.models.modeling_aae import AAEModel
 from hf_latentgen.models.modeling_aae_classification import AAEForImageClassification
+from hf_latentgen.models.modeling_local_transformer import LocalTransformerForCausalLM
 from hf_latentgen.models.modeling_local_transformer_image import LocalTransformerForImageGeneration
 from hf_latentgen.models.modeling_vae import VAEModel
 from hf_latentgen.models.tokenization_bytes import ByteTokenizer
@@ -93,8 +89,9 @@ def evaluate_checkpoint(
         if isinstance(processor, ByteTokenizer):
             train, test = (text.load_documents(name, part, data_dir) for part in ("train", split))
             floor = text.text_floors(b"".join(train), b"".join(test))
-            metrics, diagnostics = text.measure(model, train, test, seed)
-            sample = text.sample_text(model, test[0][: text.PROMPT_LENGTH], seed)
+            reader = cast(LocalTransformerForCausalLM, model)
+            metrics, diagnostics = text.measure(reader, train, test, seed)
+            sample = text.sample_text(reader, test[0][: text.PROMPT_LENGTH], seed)
         else:
             test, train, validation = (
                 _load(name, part, processor, data_dir) for part in (split, "train", "validation")
@@ -118,7 +115,8 @@ def evaluate_checkpoint(
                     metrics["test_error_mean"] = float(np.mean(errors))
                     metrics["test_error_std"] = float(np.std(errors, ddof=1))
             else:
-                metrics, diagnostics = autoregressive.measure(model, train, test, batch_size, seed)
+                painter = cast(LocalTransformerForImageGeneration, model)
+                metrics, diagnostics = autoregressive.measure(painter, train, test, batch_size, seed)
         results = {
             "row": run["row"],
             "config": run["config"],

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from hf_latentgen.data import LevelsDataset
 from hf_latentgen.evaluation.latents import posterior_moments
 from hf_latentgen.evaluation.pictures import image_grid, latent_scatter, manifold_grid, reconstruction_grid
 from hf_latentgen.models.distributions import OUTPUTS
 from hf_latentgen.models.modeling_image_autoencoder import ImageAutoencoderModel
+from hf_latentgen.models.modeling_local_transformer_image import LocalTransformerForImageGeneration
 
 NUM_SAMPLES = 64
 NUM_RECONSTRUCTIONS = 32
@@ -34,7 +34,10 @@ def reconstruction_mse(model: ImageAutoencoderModel, levels: Tensor, batch_size:
 
 
 def prior_samples(
-    model: PreTrainedModel, num_images: int, seed: int = 0, outputs: Sequence[str] = OUTPUTS
+    model: ImageAutoencoderModel | LocalTransformerForImageGeneration,
+    num_images: int,
+    seed: int = 0,
+    outputs: Sequence[str] = OUTPUTS,
 ) -> dict[str, Tensor]:
     """Levels of drawn images by output, "sample", "mode" and "mean", all of an autoencoder's from the same latents.
 

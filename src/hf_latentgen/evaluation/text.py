@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from hf_latentgen.data import load_text
 from hf_latentgen.models.bits import nats_to_bits_per_byte
+from hf_latentgen.models.modeling_local_transformer import LocalTransformerForCausalLM
 from hf_latentgen.models.tokenization_bytes import (
     BOS_TOKEN_ID,
     EOS_TOKEN_ID,
@@ -36,7 +37,7 @@ def load_documents(name: str, split: str, data_dir: str | None = None) -> list[b
 
 
 def measure(
-    model: PreTrainedModel, train: Sequence[bytes], test: Sequence[bytes], seed: int = 0
+    model: LocalTransformerForCausalLM, train: Sequence[bytes], test: Sequence[bytes], seed: int = 0
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The exact score of all test documents, each byte given everything before it that the model can see.
 
@@ -47,7 +48,8 @@ def measure(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         fresh = AutoModelForCausalLM.from_config(model.config).to(model.device)
-    seen = b"".join(train)[: scores["num_bytes"]]
+    num_bytes = sum(map(len, test))
+    seen = b"".join(train)[:num_bytes]
     diagnostics = {
         "context": context,
         "num_bytes": scores.pop("num_bytes"),
@@ -57,12 +59,14 @@ def measure(
     return scores, diagnostics
 
 
-def sample_text(model: PreTrainedModel, prompt: bytes, seed: int = 0) -> str:
+def sample_text(model: LocalTransformerForCausalLM, prompt: bytes, seed: int = 0) -> str:
     """The prompt and how the model goes on from it, drawn at temperature 1; what is not UTF-8 is shown as U+FFFD."""
     ids = torch.tensor([[BOS_TOKEN_ID, *prompt]], device=model.device)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        drawn = model.generate(ids, do_sample=True, top_k=0, max_new_tokens=SAMPLE_LENGTH)
+        drawn = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
+            ids, do_sample=True, top_k=0, max_new_tokens=SAMPLE_LENGTH
+        )
     return cast(str, ByteTokenizer(errors="replace").decode(drawn[0], skip_special_tokens=True))
 
 

@@ -8,6 +8,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_latentgen.evaluation.pictures import image_grid, reconstruction_grid
+from hf_latentgen.models.modeling_local_transformer_image import LocalTransformerForImageGeneration
 
 NUM_SAMPLES = 64
 SEED = 0
@@ -55,10 +56,10 @@ class ImageGridCallback(TrainerCallback):
         with self.evaluated_weights():
             samples = model.sample(NUM_SAMPLES, generator=generator)
             images = self.images.to(model.device)
-            if hasattr(model, "reconstruct"):
-                kind, answers = "reconstructions", model.reconstruct(images)
-            else:
+            if isinstance(model, LocalTransformerForImageGeneration):
                 kind, answers = "completions", model.complete(images, images.shape[2] // 2, generator)
+            else:
+                kind, answers = "reconstructions", model.reconstruct(images)
         model.train(training)
         num_levels = model.config.num_levels
         image_grid(samples, num_levels).save(folder / f"samples_epoch_{epoch:03d}.png")

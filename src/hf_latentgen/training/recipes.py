@@ -23,9 +23,9 @@ from hf_latentgen.data import (
     stream_levels,
     stream_token_blocks,
 )
-from hf_latentgen.evaluation.checkpoints import MODEL_TYPES, auto_class, auto_processor
 from hf_latentgen.evaluation.clusters import name_clusters
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
+from hf_latentgen.models.auto import MODEL_TYPES, auto_class, auto_processor, reads_text
 from hf_latentgen.models.configuration_aae import AAEConfig
 from hf_latentgen.models.configuration_local_transformer import LocalTransformerConfig
 from hf_latentgen.models.configuration_local_transformer_image import LocalTransformerImageConfig
@@ -88,7 +88,7 @@ class Recipe:
     @property
     def reads_text(self) -> bool:
         """Whether the data are texts, not images."""
-        return self.model["model_type"] == LocalTransformerConfig.model_type
+        return reads_text(self.model["model_type"])
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
