@@ -152,9 +152,8 @@ def measure(name: str, length: int, window: int, direction: str) -> dict[str, fl
         peak = peak or memory_bytes("VmHWM") - before
     if name != FULL and length <= LONGEST_CHECKED:
         with torch.no_grad():
-            query, key, value = inputs
             expected = local_attention_reference(query, key, value, window)
-            torch.testing.assert_close(attend(*inputs), expected, atol=1e-5, rtol=0)
+            torch.testing.assert_close(attend(query, key, value), expected, atol=1e-5, rtol=0)
     result: dict[str, float] = {"seconds": min(seconds), "repeats": len(seconds)}
     # What the compiler took would stand in for what the attention takes.
     return result if name == FLEX else result | {"peak_bytes": peak}

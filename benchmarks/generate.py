@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import DynamicCache
@@ -52,7 +53,7 @@ def seconds_per_token(model: LocalTransformerForCausalLM, cache: DynamicCache, n
 
 def cache_bytes(cache: DynamicCache) -> int:
     """Bytes that the keys and values hold on to, what their views do not show included."""
-    states = [getattr(layer, name) for layer in cache.layers for name in ("keys", "values")]
+    states = [tensor for layer in cast(list, cache.layers) for tensor in (layer.keys, layer.values)]
     return sum(tensor.untyped_storage().nbytes() for tensor in states)
 
 
