@@ -283,8 +283,7 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
         inputs_embeds = cast(Tensor, inputs_embeds)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        # Then only windows hide keys, and spans need no mask.
-        is_plain = attention_mask is None and position_ids is None
+        needs_no_mask = self.config.has_spans and self._hides_nothing(attention_mask, position_ids)
         if position_ids is None:
             past = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past).unsqueeze(0)
@@ -306,7 +305,7 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
                 "full_attention": create_causal_mask,
                 "sliding_attention": create_sliding_window_causal_mask,
             }
-            kinds = set(self.config.kinds) - ({"sliding_attention"} if is_plain and self.config.has_spans else set())
+            kinds = set(self.config.kinds) - ({"sliding_attention"} if needs_no_mask else set())
             masks = {kind: makers[kind](**described) for kind in kinds}
         hidden_states = inputs_embeds
         angles = rotary_angles(position_ids, self.config.head_dim, self.config.rope_theta)
@@ -317,6 +316,16 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
         )
+
+    def _hides_nothing(self, attention_mask: Tensor | dict | None, position_ids: Tensor | None) -> bool:
+        """Neither padding nor the beginning of a packed document hides a key."""
+        if attention_mask is None and position_ids is None:
+            return True
+        # A compiled graph cannot depend on a value.
+        if torch.compiler.is_compiling() or isinstance(attention_mask, dict):
+            return False
+        is_whole = attention_mask is None or (attention_mask.ndim == 2 and bool(attention_mask.all()))
+        return is_whole and (position_ids is None or bool((position_ids.diff() == 1).all()))
 
     def _check_ids(self, input_ids: Tensor) -> None:
         # A compiled graph cannot stop on a value.
