@@ -95,7 +95,9 @@ class LocalTransformerConfig(PreTrainedConfig):
     def head_windows(self) -> list[list[int]]:
         """Window of each head of each layer; none in a layer of full attention. [layers][heads]."""
         heads = self.num_attention_heads
-        given = self.layer_windows or [self.window if kind == "sliding_attention" else None for kind in self.kinds]
+        given = self.layer_windows
+        if given is None:
+            given = [self.window if kind == "sliding_attention" else None for kind in self.kinds]
         return [[entry] * heads if isinstance(entry, int) else list(entry or []) for entry in given]
 
     @property
