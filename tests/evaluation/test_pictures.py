@@ -12,6 +12,7 @@ from hf_latentgen.evaluation.pictures import (
     latent_scatter,
     manifold_grid,
     reconstruction_grid,
+    span_plot,
 )
 
 
@@ -85,6 +86,7 @@ def test_pictures_are_the_same_bytes_each_time(monkeypatch):
             for picture in (
                 history_plot(history, {"published": 0.6}, {"counting": 0.7}),
                 latent_scatter(means, labels),
+                span_plot(np.array([[0.0, 31.5], [64.0, 3.0], [8.0, 9.0]]), 64),
                 image_grid(constant_images([0, 1]), 2),
             )
         ]
@@ -108,6 +110,8 @@ def test_pictures_are_the_same_bytes_each_time(monkeypatch):
         (lambda: manifold_grid(torch.zeros(3, 1, 2, 2), 2), "a square number, got 3"),
         (lambda: history_plot([]), "at least one evaluation"),
         (lambda: latent_scatter(np.zeros((4, 3)), np.zeros(4)), r"\[N, 2\], got \[4, 3\]"),
+        (lambda: span_plot(np.zeros(4), 8), r"\[layers, heads\], got \[4\]"),
+        (lambda: span_plot(np.full((1, 2), 9.0), 8), r"0 \.\.\. 8, got values from 9 to 9"),
         (lambda: latent_scatter(np.zeros((4, 2)), np.zeros(3)), r"\[4\], one for each mean, got \[3\]"),
     ],
 )

@@ -23,6 +23,13 @@ LENGTHS = (1, 2, 63, 64, 65, 130, 200)
 WINDOWS = (1, 2, 63, 64, 65, 100, 1000)
 
 
+def sloped(heads, window, dtype):
+    """A bias that differs by head and distance and hides the farthest keys of a head."""
+    distance = torch.arange(window, dtype=dtype)
+    bias = -distance * torch.linspace(0.01, 0.3, heads, dtype=dtype).unsqueeze(1)
+    return bias.masked_fill(distance > torch.linspace(3, 2 * window, heads).unsqueeze(1), -torch.inf)
+
+
 def states(length, keys=None, batch=2, heads=4, groups=2, dim=8, dtype=torch.float32):
     generator = torch.Generator().manual_seed(length)
     shapes = ((heads, length), (groups, keys or length), (groups, keys or length))
@@ -162,6 +169,32 @@ def test_queries_are_the_last_keys_of_a_cache(length, keys):
         assert_equals_reference(states(length, keys), window, attention_mask=mask)
 
 
+@pytest.mark.parametrize(("length", "keys"), [(1, 1), (9, 9), (65, 65), (200, 200), (1, 70), (70, 75), (100, 300)])
+@pytest.mark.parametrize("hidden", [None, "padding", "documents"])
+def test_bias_by_distance(length, keys, hidden):
+    options = {}
+    if hidden == "padding":
+        mask = torch.ones(2, keys, dtype=torch.bool)
+        mask[0, : keys // 3], mask[1, keys - keys // 4 :] = False, False
+        options = {"attention_mask": mask}
+    elif hidden == "documents":
+        options = {"document_ids": (torch.arange(keys) // 30).expand(2, -1)}
+    for window in (2, 16, 65, 100, 400):
+        results = []
+        for function, dtype in ((local_attention, torch.float32), (local_attention_reference, torch.float64)):
+            bias = sloped(4, window, dtype).requires_grad_()
+            tensors = [tensor.to(dtype) for tensor in states(length, keys)]
+            query, key, value = tensors
+            results.append(
+                outputs_and_gradients(
+                    lambda b, q, k, v, f=function, w=window: f(q, k, v, w, bias=b, **options), [bias, query, key, value]
+                )
+            )
+        for found, expected in zip(*results, strict=True):
+            found, expected = found.nan_to_num(neginf=0), expected.nan_to_num(neginf=0)
+            assert (found.double() - expected).abs().max() <= 2e-6 * max(1.0, expected.abs().max().item())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
     tensors = states(200, dtype=dtype)
@@ -205,6 +238,8 @@ def test_scale():
         ({"value": torch.zeros(2, 2, 11, 8)}, r"value must have the first three sizes of key, \[2, 2, 10\], got"),
         ({"attention_mask": torch.ones(2, 9)}, r"attention_mask must have shape \[2, 10\], got \[2, 9\]"),
         ({"document_ids": torch.ones(1, 10)}, r"document_ids must have shape \[2, 10\], got \[1, 10\]"),
+        ({"bias": torch.zeros(4, 5)}, r"bias must have shape \[4, 4\] and is_causal true, got \[4, 5\] and True"),
+        ({"bias": torch.zeros(4, 4), "is_causal": False}, r"is_causal true, got \[4, 4\] and False"),
     ],
 )
 def test_bad_arguments_are_named(change, message):

@@ -17,6 +17,19 @@ VARIANTS = {
         "tie_word_embeddings": False,
     },
 }
+# Only the package's own attention computes these.
+SPANS = {
+    "adaptive": {"attention_span": "adaptive", "span_ramp": 2},
+    "adaptive, mixed, grouped": {
+        "attention_span": "adaptive",
+        "span_ramp": 2,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "num_key_value_heads": 2,
+    },
+    "trimmed": {"attention_span": "trimmed", "span_ramp": 2, "layer_windows": [[4, 8, 4, 5], 6]},
+    "windows": {"layer_windows": [3, [1, 8, 8, 2]]},
+}
+ALL = VARIANTS | SPANS
 IMPLEMENTATIONS = ("local_attention", "eager", "sdpa")
 
 
@@ -36,9 +49,9 @@ class TestCommonBehaviours(CommonModelTests):
     auto_class = AutoModelForCausalLM
 
     # Without a cache, which is no tensor and cannot be compared.
-    @pytest.fixture(params=VARIANTS)
+    @pytest.fixture(params=ALL)
     def config(self, request):
-        return LocalTransformerConfig(**TINY, **VARIANTS[request.param], use_cache=False)
+        return LocalTransformerConfig(**TINY, **ALL[request.param], use_cache=False)
 
     def make_inputs(self, config, batch_size):
         tokens = ids(batch_size, 21)
@@ -137,10 +150,10 @@ def test_packed_documents_are_independent():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ALL)
 @pytest.mark.parametrize("length", [7, 8, 9, 16, 40])
 def test_cached_equals_uncached_and_the_cache_stays_small(variant, length):
-    model = build(**VARIANTS[variant])
+    model = build(**ALL[variant])
     tokens = ids(2, length + 6)
     expected = model(input_ids=tokens, use_cache=False).logits
     cache = DynamicCache(config=model.config)

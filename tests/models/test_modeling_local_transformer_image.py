@@ -19,6 +19,10 @@ VARIANTS = {
         "image_size": 4,
     },
 }
+SPANS = {
+    "adaptive": {"attention_span": "adaptive", "span_ramp": 2},
+    "trimmed": {"attention_span": "trimmed", "span_ramp": 2, "layer_windows": [[4, 10, 4, 5], 7]},
+}
 
 
 def build(variant="grey", **fields):
@@ -44,9 +48,9 @@ def seeded(seed=0):
 class TestCommonBehaviours(CommonModelTests):
     model_class = LocalTransformerForImageGeneration
 
-    @pytest.fixture(params=VARIANTS)
+    @pytest.fixture(params=VARIANTS | SPANS)
     def config(self, request):
-        return LocalTransformerImageConfig(**(TINY | VARIANTS[request.param]))
+        return LocalTransformerImageConfig(**(TINY | (VARIANTS | SPANS)[request.param]))
 
     def make_inputs(self, config, batch_size):
         return {"pixel_values": images_of(config, batch_size), **labels_of(config, batch_size)}

@@ -161,6 +161,38 @@ def latent_scatter(means: np.ndarray, labels: np.ndarray) -> Image.Image:
         return _render(figure)
 
 
+def span_plot(spans: np.ndarray, window: int) -> Image.Image:
+    """A picture of the learned attention spans: one row per layer, one column per head, the tokens in each cell.
+
+    Shape: `spans` [layers, heads], in tokens.
+
+    Args:
+        spans: how far back each head looks.
+        window: the longest span there could be, which has the darkest colour.
+
+    Raises:
+        ValueError: the spans are not a matrix, or not in 0 to `window`.
+    """
+    if spans.ndim != 2 or spans.size == 0:
+        raise ValueError(f"spans must have shape [layers, heads], got {list(spans.shape)}")
+    if spans.min() < 0 or spans.max() > window:
+        raise ValueError(f"spans must be in 0 ... {window}, got values from {spans.min():g} to {spans.max():g}")
+    layers, heads = spans.shape
+    with mpl.rc_context(mpl.rcParamsDefault):
+        figure = Figure(figsize=(2.0 + 0.6 * heads, 1.2 + 0.6 * layers), dpi=100, layout="constrained")
+        axes = figure.subplots()
+        shown = axes.imshow(spans, cmap="Blues", vmin=0, vmax=window, aspect="auto")
+        for (layer, head), span in np.ndenumerate(spans):
+            color = "white" if span > window / 2 else "black"
+            axes.text(head, layer, f"{span:.0f}", ha="center", va="center", color=color, fontsize="small")
+        axes.set_xticks(range(heads), [str(head + 1) for head in range(heads)])
+        axes.set_yticks(range(layers), [str(layer + 1) for layer in range(layers)])
+        axes.set_xlabel("head")
+        axes.set_ylabel("layer")
+        figure.colorbar(shown, label="learned span in tokens")
+        return _render(figure)
+
+
 def _cells(levels: torch.Tensor | np.ndarray, num_levels: int) -> np.ndarray:
     """The images as 8-bit values, channels last. uint8 [N, H, W, C]."""
     array = levels.detach().float().cpu().numpy() if isinstance(levels, torch.Tensor) else np.asarray(levels)

@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 from .configuration_image_autoencoder import require
 
 LAYER_TYPES = ("sliding_attention", "full_attention")
+ATTENTION_SPANS = ("fixed", "adaptive", "trimmed")
 
 
 @strict
@@ -20,8 +21,16 @@ class LocalTransformerConfig(PreTrainedConfig):
         num_hidden_layers (`int`, defaults to 4): layers.
         num_attention_heads (`int`, defaults to 4): query heads; they divide `hidden_size` into even sizes.
         num_key_value_heads (`int`, *optional*): a divisor of the former, and as many if None.
-        window (`int`, defaults to 256): keys that a token sees in a sliding layer, its own included, at least 2.
+        window (`int`, defaults to 256): keys that a token sees in a sliding layer, its own included, at least 2; the
+            largest of `layer_windows` where those are given.
         layer_types (`list`, *optional*): `"sliding_attention"` or `"full_attention"` each; all sliding if None.
+        layer_windows (`list`, *optional*): window of each layer, or the windows of each of its heads; None for a layer
+            of full attention, and `window` everywhere if None.
+        attention_span (`str`, defaults to `"fixed"`): a head sees all its window (`"fixed"`), learns how far it looks
+            back (`"adaptive"`), or has learned it and computes no more (`"trimmed"`, which `trim_spans` makes).
+        span_ramp (`int`, defaults to 32): keys over which the weight falls from 1 to 0 beyond a learned span.
+        span_weight (`float`, defaults to 0.02): added to the training loss, in its unit, where every head looks back
+            over all of `window`, and proportionally less where spans are shorter.
         max_position_embeddings (`int`, *optional*): longest sequence; none if None, positions being rotary.
         rope_theta (`float`, defaults to 10000.0): base of the rotary angles.
         rms_norm_eps (`float`, defaults to 1e-6): added to the mean square.
@@ -47,6 +56,10 @@ class LocalTransformerConfig(PreTrainedConfig):
     num_key_value_heads: int | None = None
     window: int = 256
     layer_types: list[str] | tuple[str, ...] | None = None
+    layer_windows: list[int | list[int] | None] | tuple[int | list[int] | None, ...] | None = None
+    attention_span: str = "fixed"
+    span_ramp: float | int = 32
+    span_weight: float | int = 0.02
     max_position_embeddings: int | None = None
     rope_theta: float | int = 10_000.0
     rms_norm_eps: float = 1e-6
@@ -63,6 +76,8 @@ class LocalTransformerConfig(PreTrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
         if self.layer_types is None:
             self.layer_types = ["sliding_attention"] * max(self.num_hidden_layers, 0)
+        if self.layer_windows is not None:
+            self.window = max((window for windows in self.head_windows for window in windows), default=self.window)
         kwargs.setdefault("attn_implementation", "local_attention")
         super().__post_init__(**kwargs)
 
@@ -75,6 +90,20 @@ class LocalTransformerConfig(PreTrainedConfig):
     def kinds(self) -> list[str]:
         """Kind of each layer: `layer_types`, which is set once the configuration is made."""
         return list(self.layer_types or [])
+
+    @property
+    def head_windows(self) -> list[list[int]]:
+        """Window of each head of each layer; none in a layer of full attention. [layers][heads]."""
+        heads = self.num_attention_heads
+        given = self.layer_windows
+        if given is None:
+            given = [self.window if kind == "sliding_attention" else None for kind in self.kinds]
+        return [[entry] * heads if isinstance(entry, int) else list(entry or []) for entry in given]
+
+    @property
+    def has_spans(self) -> bool:
+        """Sliding layers or their heads have spans or windows of their own."""
+        return self.attention_span != "fixed" or self.layer_windows is not None
 
     @property
     def head_dim(self) -> int:
@@ -113,3 +142,22 @@ class LocalTransformerConfig(PreTrainedConfig):
         most = self.max_position_embeddings
         require(most is None or most >= 1, "max_position_embeddings", most, "at least 1, or None")
         require(0 <= self.attention_dropout < 1, "attention_dropout", self.attention_dropout, "in [0, 1)")
+
+    def validate_spans(self):
+        """Raises `ValueError` if the fields of learned spans, or of windows of single layers, are out of range."""
+        span, given, heads = self.attention_span, self.layer_windows, self.num_attention_heads
+        require(span in ATTENTION_SPANS, "attention_span", span, f"one of {ATTENTION_SPANS}")
+        learns = span == "fixed" or "sliding_attention" in self.kinds
+        require(learns, "attention_span", span, "'fixed' without a sliding layer")
+        require(self.span_ramp >= 1, "span_ramp", self.span_ramp, "at least 1")
+        require(self.span_weight > 0, "span_weight", self.span_weight, "above 0")
+        require(span != "adaptive" or given is None, "layer_windows", given, "None where attention_span is 'adaptive'")
+        require(
+            span != "trimmed" or given is not None, "layer_windows", given, "given where attention_span is 'trimmed'"
+        )
+        if given is not None:
+            lengths = [heads if kind == "sliding_attention" else 0 for kind in self.kinds]
+            fits = [len(windows) for windows in self.head_windows] == lengths
+            fits = fits and all(window >= 1 for windows in self.head_windows for window in windows)
+            allowed = f"at least 1, one or {heads} of them for each sliding layer, and None for each other layer"
+            require(fits, "layer_windows", given, allowed)

@@ -35,6 +35,7 @@ def local_attention_reference(
     attention_mask: Tensor | None = None,
     document_ids: Tensor | None = None,
     scale: float | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """What `local_attention` returns, from the whole matrix of scores: its truth. [B, H, N, D]. Arguments as there."""
     groups = query.shape[1] // key.shape[1]
@@ -49,6 +50,9 @@ def local_attention_reference(
     if document_ids is not None:
         visible = visible & (document_ids[:, None, -num_queries:, None] == document_ids[:, None, None])
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if bias is not None:
+        bias = bias[:, (rows - columns).clamp(0, window - 1)]
+        visible, scores = visible & (bias > -torch.inf), scores + bias
     # A row that sees nothing, such as padding, gives zeros.
     weights = scores.masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num()
     return weights @ value
@@ -65,6 +69,7 @@ def local_attention(
     document_ids: Tensor | None = None,
     dropout: float = 0.0,
     scale: float | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Attention of each query to the keys of its window, exact, in time and memory O(N * window). [B, H, N, D].
 
@@ -81,6 +86,8 @@ def local_attention(
         document_ids: of packed sequences: a query sees the keys of its own document only. Integers [B, K].
         dropout: share of the attention weights that is dropped; above 0 it takes a slower kernel.
         scale: of the scores; `1 / sqrt(D)` when None.
+        bias: of each head, added to the scores of keys by their distance, `-inf` where it sees none; if causal only,
+            and in a slower kernel where it requires a gradient. [H, window].
 
     Raises:
         ValueError: an argument is out of range or has another shape; the message names it.
@@ -88,19 +95,51 @@ def local_attention(
     Source: Parmar et al. (2018), Image Transformer, section 3.2; Beltagy et al. (2020), Longformer, section 3.
     """
     _check(query, key, value, window, attention_mask, document_ids, dropout)
+    if bias is not None and (not is_causal or tuple(bias.shape) != (query.shape[1], window)):
+        allowed = f"[{query.shape[1]}, {window}] and is_causal true"
+        raise ValueError(f"bias must have shape {allowed}, got {list(bias.shape)} and {is_causal}")
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     num_queries, num_keys = query.shape[2], key.shape[2]
     window = min(window, num_keys)
-    if attention_mask is None and document_ids is None and can_fuse(query, key, value, dropout):
+    is_plain = attention_mask is None and document_ids is None
+    if is_plain and bias is None and can_fuse(query, key, value, dropout):
         return fused_attention(query, key, value, window, is_causal, scale, block_size(window, is_training=True))
     # No query reaches further back than this.
     used = min(num_keys, num_queries + window - 1)
     key, value = key[:, :, num_keys - used :], value[:, :, num_keys - used :]
     masks = [None if mask is None else mask[:, num_keys - used :] for mask in (attention_mask, document_ids)]
     block = block_size(window, query.requires_grad or key.requires_grad or value.requires_grad)
+    if bias is not None:
+        bias = bias[:, :window]
+        if is_plain:
+            return biased_attention(query, key, value, bias, block, dropout, scale)
     visible = band_visibility(num_queries, used, window, block, is_causal, *masks, device=query.device)
-    return banded_attention(query, key, value, visible, is_causal, dropout, scale)
+    band = None if bias is None else bias_by_distance(bias, block, visible.shape[-1], visible.shape[-1] - block)
+    return banded_attention(query, key, value, visible, is_causal, dropout, scale, band)
+
+
+def biased_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, block: int, dropout: float, scale: float | None
+) -> Tensor:
+    """Causal attention where nothing but `bias` [H, window] hides a key. [B, H, N, D].
+
+    Beyond the first rows, whose views would begin before the first key, one small mask serves all blocks.
+    """
+    num_queries, past = query.shape[2], key.shape[2] - query.shape[2]
+    reach = whole_blocks(bias.shape[1] - 1, block)
+    first = min(max(reach - past, 0), num_queries) if num_queries > block else num_queries
+    outputs = []
+    if first > 0:
+        mask = bias_by_distance(bias, first, past + first, past).to(query.dtype).unsqueeze(0)
+        states = query[:, :, :first], key[:, :, : past + first], value[:, :, : past + first]
+        outputs.append(F.scaled_dot_product_attention(*states, attn_mask=mask, dropout_p=dropout, scale=scale))
+    if first < num_queries:
+        band = bias_by_distance(bias, block, reach + block, reach)
+        visible = torch.ones(1, 1, *band.shape[1:], dtype=torch.bool, device=query.device)
+        states = query[:, :, first:], key[:, :, past + first - reach :], value[:, :, past + first - reach :]
+        outputs.append(banded_attention(*states, visible, True, dropout, scale, band))
+    return torch.cat(outputs, 2)
 
 
 def block_size(window: int, is_training: bool) -> int:
@@ -152,12 +191,30 @@ def whole_blocks(length: int, block: int) -> int:
     return (length + block - 1) // block * block
 
 
+def bias_by_distance(bias: Tensor, rows: int, columns: int, offset: int) -> Tensor:
+    """`bias[:, offset + row - column]`, and `-inf` where it has no such distance. [H, W] -> [H, rows, columns]."""
+    farthest = offset + rows - 1
+    descending = F.pad(bias.flip(-1), (farthest + 1 - bias.shape[-1], columns - 1 - offset), value=-torch.inf)
+    return descending.unfold(-1, columns, 1).flip(-2)
+
+
 def banded_attention(
-    query: Tensor, key: Tensor, value: Tensor, visible: Tensor, is_causal: bool, dropout: float, scale: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Tensor,
+    is_causal: bool,
+    dropout: float,
+    scale: float | None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """Attention within the views that `visible` [1 or B, blocks, block, view] describes. [B, H, N, D]."""
+    """Attention within the views that `visible` [1 or B, 1 or blocks, block, view] describes. [B, H, N, D].
+
+    The optional `bias` [H, block, view] is added to the scores.
+    """
     batch, heads, num_queries, _ = query.shape
-    blocks, block, view = visible.shape[1:]
+    block, view = visible.shape[2:]
+    blocks = whole_blocks(num_queries, block) // block
     past = key.shape[2] - num_queries
     reach = (view - block) if is_causal else (view - block) // 2
     tail = blocks * block - num_queries
@@ -165,8 +222,13 @@ def banded_attention(
     ends = (0, 0, reach - past, tail + (0 if is_causal else reach))
     keys, values = (F.pad(states, ends).flatten(0, 1).unfold(1, view, block).mT for states in (key, value))
     # A mask that all examples share has no axis for them.
-    is_shared = visible.shape[0] == 1
-    mask = visible[0] if is_shared else visible.unsqueeze(1).expand(-1, heads, -1, -1, -1).flatten(0, 1)
+    if bias is None and visible.shape[0] == 1:
+        mask = visible[0]
+    else:
+        mask = visible.unsqueeze(1)
+        if bias is not None:
+            mask = torch.where(mask, bias.unsqueeze(1).to(query.dtype), -torch.inf)
+        mask = mask.expand(batch, heads, -1, -1, -1).flatten(0, 1)
     output = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout, scale=scale)
     return output.flatten(1, 2).unflatten(0, (batch, heads))[:, :, :num_queries]
 

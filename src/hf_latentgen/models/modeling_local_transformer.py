@@ -1,12 +1,14 @@
 # Copyright 2026 The hf-latentgen authors. Apache-2.0.
 """The local-attention transformer: a decoder whose cost grows linearly with the length of a sequence."""
 
+import copy
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
@@ -16,10 +18,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .attention_span import AttentionSpan, trimmed_window
 from .configuration_local_transformer import LocalTransformerConfig
-
-# Importing it registers it.
-from .local_attention import local_attention_forward  # noqa: F401
+from .local_attention import NAME
 
 
 def rotary_angles(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -83,6 +84,8 @@ class LocalTransformerAttention(nn.Module):
         self.is_causal = True
         self.num_key_value_groups = config.num_attention_heads // config.key_value_heads
         self.sliding_window = config.window if config.kinds[layer_idx] == "sliding_attention" else None
+        windows = config.head_windows[layer_idx]
+        self.span = AttentionSpan(config, windows) if windows and config.has_spans else None
         shared = config.key_value_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, shared, bias=False)
@@ -103,8 +106,16 @@ class LocalTransformerAttention(nn.Module):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         query, key = rotate(query, angles), rotate(key, angles)
+        used = query.shape[2]
         if past_key_values is not None:
+            _, first = past_key_values.get_mask_sizes(query.shape[2], self.layer_idx)
+            used += past_key_values.get_seq_length(self.layer_idx) - first
             key, value = past_key_values.update(key, value, self.layer_idx)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        if self.span is not None:
+            # What a static cache returns ends with room for later keys.
+            output = self.span(query, key[:, :, :used], value[:, :, :used], attention_mask, dropout, self.scaling)
+            return self.o_proj(output.transpose(1, 2).flatten(2)), None
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(str(self.config._attn_implementation), eager_attention)
         output, weights = attend(
             self,
@@ -112,7 +123,7 @@ class LocalTransformerAttention(nn.Module):
             key,
             value,
             attention_mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
+            dropout=dropout,
             scaling=self.scaling,
             sliding_window=self.sliding_window,
             **kwargs,
@@ -167,6 +178,66 @@ class LocalTransformerPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": LocalTransformerLayer, "attentions": LocalTransformerAttention}
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, AttentionSpan) and module.share is not None:
+            init.ones_(module.share)
+
+    @torch.no_grad()
+    def spans(self) -> Tensor:
+        """Learned span of each head of each sliding layer, in tokens, without the ramp. [layers, heads].
+
+        Raises:
+            ValueError: the spans are fixed.
+        """
+        if self.config.attention_span == "fixed":
+            raise ValueError("attention_span must be 'adaptive' or 'trimmed' for spans, got 'fixed'")
+        return torch.stack([span.spans() for span in self._learned_spans()])
+
+    def span_penalty(self) -> Tensor:
+        """`span_weight` times the mean span as a share of `window`, which the training loss pays. Scalar.
+
+        Outside of 0 to 1, where a share has no effect, the penalty alone leads it back.
+
+        Source: Sukhbaatar et al. (2019), section 2.2, `lambda / M * sum(z)`, with a mean over layers and heads.
+        """
+        shares = torch.stack([span.share for span in self._learned_spans()])
+        return self.config.span_weight * shares.float().abs().mean()
+
+    @torch.no_grad()
+    def trim_spans(self) -> "LocalTransformerPreTrainedModel":
+        """A copy of an adaptive model that is the same function, and computes only what its spans reach.
+
+        Its configuration says `attention_span="trimmed"` and holds the window of each head in `layer_windows`. The
+        soft mask of the learned spans stays, as a buffer that is no longer trained: keys that it weighs by less than
+        one keep their weight, and keys that it weighs by zero are no longer computed. Its cache is that of the
+        largest window.
+
+        Raises:
+            ValueError: the model's spans are not adaptive.
+        """
+        config = self.config
+        if config.attention_span != "adaptive":
+            raise ValueError(f"attention_span must be 'adaptive' to be trimmed, got {config.attention_span!r}")
+        learned = iter(self.spans().tolist())
+        windows = [
+            [trimmed_window(span, config.span_ramp, config.window) for span in next(learned)] if own else None
+            for own in config.head_windows
+        ]
+        fields = config.to_dict() | {"attention_span": "trimmed", "layer_windows": windows}
+        trimmed = type(self)(type(config).from_dict(fields))
+        trimmed.to(device=self.device, dtype=self.dtype)  # pyright: ignore[reportCallIssue]
+        trimmed.load_state_dict(self.state_dict())
+        for span in trimmed._learned_spans():
+            span.share.clamp_(0, 1).mul_(config.window / trimmed.config.window)
+        if self.can_generate():
+            trimmed.generation_config = copy.deepcopy(self.generation_config)
+        return trimmed.train(self.training)
+
+    def _learned_spans(self) -> list[AttentionSpan]:
+        return [module for module in self.modules() if isinstance(module, AttentionSpan)]
+
 
 class LocalTransformerModel(LocalTransformerPreTrainedModel):
     """Decoder that returns the state of each position."""
@@ -213,10 +284,14 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
         inputs_embeds = cast(Tensor, inputs_embeds)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        needs_no_mask = self.config.has_spans and self._hides_nothing(attention_mask, position_ids)
         if position_ids is None:
             past = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past).unsqueeze(0)
         self._check_lengths(position_ids, attention_mask)
+        if self.config.has_spans and self.config._attn_implementation != NAME:
+            given = self.config._attn_implementation
+            raise ValueError(f"attn_implementation must be {NAME!r} where heads have spans or windows, got {given!r}")
         # generate() prepares the masks of compiled decoding itself.
         masks = cast(dict, attention_mask)
         if not isinstance(attention_mask, dict):
@@ -231,16 +306,27 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
                 "full_attention": create_causal_mask,
                 "sliding_attention": create_sliding_window_causal_mask,
             }
-            masks = {name: makers[name](**described) for name in set(self.config.kinds)}
+            kinds = set(self.config.kinds) - ({"sliding_attention"} if needs_no_mask else set())
+            masks = {kind: makers[kind](**described) for kind in kinds}
         hidden_states = inputs_embeds
         angles = rotary_angles(position_ids, self.config.head_dim, self.config.rope_theta)
         for layer, kind in zip(self.layers, self.config.kinds, strict=True):
             hidden_states = layer(
-                hidden_states, angles=angles, attention_mask=masks[kind], past_key_values=past_key_values, **kwargs
+                hidden_states, angles=angles, attention_mask=masks.get(kind), past_key_values=past_key_values, **kwargs
             )
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
         )
+
+    def _hides_nothing(self, attention_mask: Tensor | dict | None, position_ids: Tensor | None) -> bool:
+        """Neither padding nor the beginning of a packed document hides a key."""
+        if attention_mask is None and position_ids is None:
+            return True
+        # A compiled graph cannot depend on a value.
+        if torch.compiler.is_compiling() or isinstance(attention_mask, dict):
+            return False
+        is_whole = attention_mask is None or (attention_mask.ndim == 2 and bool(attention_mask.all()))
+        return is_whole and (position_ids is None or bool((position_ids.diff() == 1).all()))
 
     def _check_ids(self, input_ids: Tensor) -> None:
         # A compiled graph cannot stop on a value.
@@ -289,6 +375,8 @@ class LocalTransformerForCausalLM(LocalTransformerPreTrainedModel, GenerationMix
     ) -> CausalLMOutputWithPast:
         """Logits of the next id at each position, and the mean loss in nats. [B, N, vocab_size], scalar.
 
+        While an adaptive model is trained, and never in `eval()`, `span_penalty` is added to the loss.
+
         Arguments and errors as in [`LocalTransformerModel.forward`], and:
             labels: ids to predict, which are shifted here, -100 where nothing is scored. [B, N].
             logits_to_keep: how many of the last positions get logits, 0 for all, or their indices.
@@ -307,6 +395,8 @@ class LocalTransformerForCausalLM(LocalTransformerPreTrainedModel, GenerationMix
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+            if self.training and self.config.attention_span == "adaptive":
+                loss = loss + self.span_penalty()
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

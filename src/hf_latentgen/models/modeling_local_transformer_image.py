@@ -61,6 +61,9 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, return_loss: bool = True):
         """The exact likelihood of each image: all `C * H * W` dimensions count, the first too.
 
+        While an adaptive model is trained, and never in `eval()`, `span_penalty` is added to the loss, and never to
+        the likelihood.
+
         Args:
             pixel_values: integer levels, [B, C, H, W].
             labels: classes, for a class-conditional model. [B].
@@ -76,6 +79,8 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         logits = self.lm_head(states.last_hidden_state).float()
         nats = F.cross_entropy(logits.transpose(1, 2), values, reduction="none").sum(1)
         loss = nats_to_bits_per_dim(nats.mean(), self.config.num_dims) if return_loss else None
+        if loss is not None and self.training and self.config.attention_span == "adaptive":
+            loss = loss + self.span_penalty()
         return ImageLikelihoodOutput(loss, nats, self._images(logits))
 
     @torch.no_grad()
