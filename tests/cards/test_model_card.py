@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 
 import hf_latentgen
+from cards_common import CONFIG, REPO_ID, change
 from hf_latentgen.cards import model_card
 from hf_latentgen.cards.model_card import (
     REQUIRED_KEYS,
@@ -20,59 +21,7 @@ from hf_latentgen.cards.model_card import (
 )
 from hf_latentgen.cards.tables import cards_index, results_table
 
-REPO_ID = "hf-latentgen/vae_digits"
 MARKERS = "<!-- results: rendered by make cards -->\n<!-- /results -->"
-CONFIG = {"architecture": "course", "image_size": 8, "latent_dim": 2, "hidden_channels": [4, 4, 4]}
-
-
-@pytest.fixture
-def results():
-    return {
-        "row": "vae_digits",
-        "config": "configs/vae_digits.yaml",
-        "seed": 1042,
-        "dataset": "digits",
-        "split": "test",
-        "num_images": 1300,
-        "metrics": {
-            "bits_per_dim": 1.23456,
-            "bits_per_dim_standard_error": 0.0123,
-            "negative_elbo_nats": 54.321,
-            "distortion_nats": 48.123,
-            "rate_nats": 6.198,
-            "nll_nats_iw500": 53.456,
-            "active_units": 2,
-            "linear_probe_accuracy": 0.8765,
-            "reconstruction_mse": 0.034567,
-        },
-        "reference": [
-            {"name": "a paper", "metric": "bits_per_dim", "value": 1.111, "source": "table 7"},
-            {"name": "a log", "metric": "nll_nats_iw5000", "value": 52.22, "source": "https://example.org/log"},
-        ],
-        "floor": {"order0_bits_per_dim": 3.0303, "counting_4_bits_per_dim": 1.4141},
-        "num_parameters": 12345,
-        "train_command": "python scripts/train.py configs/vae_digits.yaml",
-        "evaluate_command": "python scripts/evaluate.py runs/vae_digits",
-        "train_seconds": 127.4,
-        "hardware": {"device": "cpu", "cpu_count": 2},
-        "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
-        "git_commit": "0123abcd",
-        "model": hf_latentgen.VAEConfig(**CONFIG).to_dict(),
-        "training": {"learning_rate": 0.00123, "num_train_epochs": 37, "seed": 1042},
-        "diagnostics": {"untrained_bits_per_dim": 4.0123},
-        "evaluation": {"seed": 2042, "seconds": 61.2},
-        "history": [{"epoch": 1, "eval_bits_per_dim": 2.5}, {"epoch": 2.0, "eval_bits_per_dim": 1.3}],
-    }
-
-
-def change(results, path, value):
-    """A copy of `results` with the entry at `path` replaced."""
-    changed = copy.deepcopy(results)
-    target = changed
-    for key in path[:-1]:
-        target = target[key]
-    target[path[-1]] = value
-    return changed
 
 
 def test_rendering_is_deterministic_and_leaves_results_alone(results):
@@ -301,141 +250,6 @@ def test_results_table_and_index(results):
     assert index.count("## Variational autoencoders") == 1
     assert '<img src="vae_digits/images/samples.png"' in index
     assert "1.2346 bits/dim" in index
-
-
-@pytest.fixture
-def adversarial(results):
-    """The results of an adversarial autoencoder."""
-    config = hf_latentgen.AAEConfig(**CONFIG).to_dict()
-    fields = ("architecture", "image_size", "latent_dim", "hidden_channels", "reconstruction_weight", "num_levels")
-    other = change(results, ("row",), "aae_digits")
-    other["model"] = {"model_type": "latentgen_aae", "architectures": None, **{key: config[key] for key in fields}}
-    other["metrics"] = {"reconstruction_mse_minus1_1": 0.0432, "code_min_std": 0.91, "code_max_std": 1.02}
-    other["reference"], other["floor"] = [], {}
-    other["history"] = [{"epoch": 1, "eval_reconstruction_loss": 0.2}, {"epoch": 2, "eval_reconstruction_loss": 0.1}]
-    return other
-
-
-@pytest.fixture
-def classifier(adversarial):
-    """The results of a classifier of few labels."""
-    other = change(adversarial, ("model", "architectures"), ["AAEForImageClassification"])
-    other["metrics"] |= {"test_error": 0.031, "test_error_mean": 0.033, "test_error_std": 0.002}
-    return other | {"row": "aae_semi", "num_labelled": 100, "test_errors_of_draws": [0.031, 0.035]}
-
-
-def test_card_of_an_adversarial_autoencoder(adversarial):
-    card = render_card(adversarial, REPO_ID)
-    assert card.data.pipeline_tag == "unconditional-image-generation"
-    for text in (
-        "An adversarial autoencoder of 8x8 images of scikit-learn digits: **reconstruction, mean squared error",
-        "| lambda | 0.995: loss = lambda * reconstruction + (1 - lambda) * generator |",
-        "| Reconstruction, mean squared error (values on [-1, 1]) | measurement | 0.0432 |",
-        "0.2000 (epoch 1) at the first evaluation, 0.1000 (epoch 2) at the best",
-        "arxiv.org/abs/1511.05644",
-        "One training run with seed 1042",
-    ):
-        assert text in str(card)
-    assert "bits/dim" not in str(card)
-    assert "\n\n\n" not in str(card)
-
-
-@pytest.mark.parametrize(
-    ("weight", "text"), [(1, "An autoencoder without adversary"), (0, "the decoder gets no gradient at all")]
-)
-def test_card_says_what_the_ends_of_lambda_mean(adversarial, weight, text):
-    assert text in str(render_card(change(adversarial, ("model", "reconstruction_weight"), weight), REPO_ID))
-
-
-def test_card_of_a_classifier(classifier):
-    card = render_card(classifier, REPO_ID)
-    assert card.data.pipeline_tag == "image-classification"
-    for text in (
-        "a classifier of 100 labels, the other images unlabelled: **classification error, mean over draws",
-        "Error over 2 draws of the labelled images: 0.0310, 0.0350.",
-        "AAEForImageClassification.from_pretrained",
-    ):
-        assert text in str(card)
-    assert "One training run" not in str(card)
-    classifier["model"]["num_clusters"] = 30
-    assert "30 clusters found without labels" in str(render_card(classifier, REPO_ID))
-
-
-SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-LOCAL_MODELS = {
-    "pixels": hf_latentgen.LocalTransformerImageConfig(image_size=8, **SIZES),
-    "classes": hf_latentgen.LocalTransformerImageConfig(
-        image_size=8, is_class_conditional=True, num_labels=10, **SIZES
-    ),
-    "bytes": hf_latentgen.LocalTransformerConfig(window=8, **SIZES),
-}
-
-
-@pytest.fixture(params=LOCAL_MODELS)
-def local(request, results, tmp_path):
-    """The results of a local-attention transformer, and its saved model."""
-    config = LOCAL_MODELS[request.param]
-    fields = {
-        name: value
-        for name, value in config.to_dict().items()
-        if name in (*SIZES, "window", "image_size", "num_levels")
-    }
-    model = {"model_type": config.model_type, "architectures": None, **fields}
-    other = results | {"row": "local_row", "model": model, "reference": []}
-    if request.param == "bytes":
-        other |= {"dataset": "tinyshakespeare", "sample_text": "To be"}
-        other |= {"metrics": {"bits_per_byte": 2.0432}, "floor": {"bz2_bits_per_byte": 2.4644}}
-        other |= {"diagnostics": {"context": 8, "num_bytes": 55770}, "history": []}
-        hf_latentgen.LocalTransformerForCausalLM(config).save_pretrained(tmp_path / "model")
-        hf_latentgen.ByteTokenizer(errors="replace").save_pretrained(tmp_path / "model")
-        return other
-    if config.is_class_conditional:
-        model |= {"is_class_conditional": True, "num_labels": 10}
-    other["metrics"] = {"exact_bits_per_dim": 1.8432, "nll_nats": 81.77}
-    hf_latentgen.LocalTransformerForImageGeneration(config).save_pretrained(tmp_path / "model")
-    hf_latentgen.LevelsImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "model")
-    return other
-
-
-@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
-def test_card_of_a_local_transformer(local, tmp_path, monkeypatch, capsys):
-    card = render_card(local, REPO_ID, [])
-    reads_text = "sample_text" in local
-    score = "2.0432 bits/byte" if reads_text else "1.8432 bits/dim"
-    task = "text-generation" if reads_text else "unconditional-image-generation"
-    assert card.data.pipeline_tag == task
-    for text in ("A local-attention transformer over the", f"**{score}** on the test split", "| exact | "):
-        assert text in str(card)
-    assert "\n\n\n" not in str(card)
-    assert ("To be" in str(card)) == reads_text
-    assert "upper bound |" not in str(card)
-    assert f"| {score.split()[0]} |" in results_table([local])
-    monkeypatch.chdir(tmp_path)
-    (snippet,) = re.findall(r"```python\n(.*?)```", str(card), re.DOTALL)
-    code = snippet.replace(REPO_ID, str(tmp_path / "model")).replace("max_new_tokens=200", "max_new_tokens=9")
-    exec(compile(code, "snippet", "exec"), {})
-    printed = capsys.readouterr().out
-    assert "ROMEO:" in printed if reads_text else "bits per dimension, exact" in printed
-
-
-def test_tables_have_a_part_for_each_family(results, adversarial, classifier):
-    table = results_table([results, adversarial, classifier])
-    assert table.index("Variational autoencoders") < table.index("Adversarial autoencoders")
-    assert "| 0.995 | 0.0432 | - | 0.910 to 1.020 | - | - | - | - | 2 min 07 s |" in table
-    assert "| 0.0330 ± 0.0020 |" in table
-
-
-@pytest.mark.parametrize("name", ["AAEModel", "AAEForImageClassification"])
-def test_snippets_of_adversarial_cards_run_offline(name, adversarial, classifier, tmp_path, monkeypatch):
-    chosen = adversarial if name == "AAEModel" else classifier
-    model_class = getattr(hf_latentgen, name)
-    model_class(hf_latentgen.AAEConfig(**CONFIG, num_labels=10)).save_pretrained(tmp_path / "model")
-    processor = hf_latentgen.LevelsImageProcessor(size={"height": 8, "width": 8}, num_levels=256)
-    processor.save_pretrained(tmp_path / "model")
-    monkeypatch.chdir(tmp_path)
-    (snippet,) = re.findall(r"```python\n(.*?)```", str(render_card(chosen, REPO_ID)), re.DOTALL)
-    exec(compile(snippet.replace(REPO_ID, str(tmp_path / "model")), "snippet", "exec"), {})
-    assert (tmp_path / "styles.png").exists() == (name == "AAEForImageClassification")
 
 
 def test_snippet_runs_offline(results, tmp_path, monkeypatch):

@@ -72,28 +72,18 @@ def _aae_columns(results: dict, folder: str) -> dict[str, str]:
     }
 
 
-def _pixel_columns(results: dict, folder: str) -> dict[str, str]:
-    """Cells of a transformer over pixels by the title of their column."""
+def _local_columns(results: dict, folder: str) -> dict[str, str]:
+    """Cells of a local-attention transformer, over pixels or bytes, by the title of their column."""
+    if reads_text(results):
+        scores = {"Bits/byte (exact)": "bits_per_byte"}
+    else:
+        scores = {"Bits/dim (exact)": "exact_bits_per_dim", "Nats (exact)": "nll_nats"}
     return {
         "Row": _link(results, folder),
         "Data": data_title(results),
         "Parameters": f"{results['num_parameters']:,}",
-        "Bits/dim (exact)": cell(results, "exact_bits_per_dim"),
-        "Nats (exact)": cell(results, "nll_nats"),
-        "Reference": _main_reference(results, "exact_bits_per_dim"),
-        "Best floor": f"{best_floor(results)[1]:.4f}",
-        "Training": duration(results["train_seconds"]),
-    }
-
-
-def _byte_columns(results: dict, folder: str) -> dict[str, str]:
-    """Cells of a transformer over bytes by the title of their column."""
-    return {
-        "Row": _link(results, folder),
-        "Data": data_title(results),
-        "Parameters": f"{results['num_parameters']:,}",
-        "Bits/byte (exact)": cell(results, "bits_per_byte"),
-        "Reference": _main_reference(results, "bits_per_byte"),
+        **{title: cell(results, metric) for title, metric in scores.items()},
+        "Reference": _main_reference(results, next(iter(scores.values()))),
         "Best floor": f"{best_floor(results)[1]:.4f}",
         "Training": duration(results["train_seconds"]),
     }
@@ -102,8 +92,8 @@ def _byte_columns(results: dict, folder: str) -> dict[str, str]:
 COLUMNS = {
     "vae": _vae_columns,
     "aae": _aae_columns,
-    "local_transformer_image": _pixel_columns,
-    "local_transformer": _byte_columns,
+    "local_transformer_image": _local_columns,
+    "local_transformer": _local_columns,
 }
 
 

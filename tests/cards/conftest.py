@@ -1,0 +1,46 @@
+"""The results of a made row, from which the cards of the tests are rendered."""
+
+import pytest
+
+import hf_latentgen
+from cards_common import CONFIG
+
+
+@pytest.fixture
+def results():
+    return {
+        "row": "vae_digits",
+        "config": "configs/vae_digits.yaml",
+        "seed": 1042,
+        "dataset": "digits",
+        "split": "test",
+        "num_images": 1300,
+        "metrics": {
+            "bits_per_dim": 1.23456,
+            "bits_per_dim_standard_error": 0.0123,
+            "negative_elbo_nats": 54.321,
+            "distortion_nats": 48.123,
+            "rate_nats": 6.198,
+            "nll_nats_iw500": 53.456,
+            "active_units": 2,
+            "linear_probe_accuracy": 0.8765,
+            "reconstruction_mse": 0.034567,
+        },
+        "reference": [
+            {"name": "a paper", "metric": "bits_per_dim", "value": 1.111, "source": "table 7"},
+            {"name": "a log", "metric": "nll_nats_iw5000", "value": 52.22, "source": "https://example.org/log"},
+        ],
+        "floor": {"order0_bits_per_dim": 3.0303, "counting_4_bits_per_dim": 1.4141},
+        "num_parameters": 12345,
+        "train_command": "python scripts/train.py configs/vae_digits.yaml",
+        "evaluate_command": "python scripts/evaluate.py runs/vae_digits",
+        "train_seconds": 127.4,
+        "hardware": {"device": "cpu", "cpu_count": 2},
+        "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
+        "git_commit": "0123abcd",
+        "model": hf_latentgen.VAEConfig(**CONFIG).to_dict(),
+        "training": {"learning_rate": 0.00123, "num_train_epochs": 37, "seed": 1042},
+        "diagnostics": {"untrained_bits_per_dim": 4.0123},
+        "evaluation": {"seed": 2042, "seconds": 61.2},
+        "history": [{"epoch": 1, "eval_bits_per_dim": 2.5}, {"epoch": 2.0, "eval_bits_per_dim": 1.3}],
+    }

@@ -1,0 +1,16 @@
+"""What the tests of cards share."""
+
+import copy
+
+REPO_ID = "hf-latentgen/vae_digits"
+CONFIG = {"architecture": "course", "image_size": 8, "latent_dim": 2, "hidden_channels": [4, 4, 4]}
+
+
+def change(results, path, value):
+    """A copy of `results` with the entry at `path` replaced."""
+    changed = copy.deepcopy(results)
+    target = changed
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    return changed
