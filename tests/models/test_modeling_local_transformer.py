@@ -1,7 +1,7 @@
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 from transformers.cache_utils import DynamicCache
 
 from hf_latentgen import LocalTransformerConfig, LocalTransformerForCausalLM, LocalTransformerModel
@@ -185,6 +185,35 @@ def test_generation_gives_the_same_tokens_with_every_implementation(variant, opt
         found = model.generate(ids(2, 20), max_new_tokens=15, do_sample=False, **options)
         expected = found if expected is None else expected
         assert torch.equal(found, expected), implementation
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_continuous_batching_generates_the_same_tokens(implementation):
+    model = build()
+    prompts = [ids(1, length, seed=length) for length in (5, 20, 9)]
+    expected = [
+        model.generate(prompt, max_new_tokens=8, do_sample=False)[0, prompt.shape[1] :].tolist() for prompt in prompts
+    ]
+    model.set_attn_implementation(implementation)
+    options = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=2, pad_token_id=0)
+    # By default it takes most of the machine's memory.
+    small = ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=32)
+    found = model.generate_batch([prompt[0].tolist() for prompt in prompts], options, small)
+    assert [output.generated_tokens for output in found.values()] == expected
+
+
+# How transformers calls it.
+@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:flex_attention called without:UserWarning")
+@torch.no_grad()
+def test_flex_attention_gives_the_same_logits():
+    model = build().requires_grad_(False)
+    expected = model(input_ids=ids(2, 40)).logits
+    model.set_attn_implementation("flex_attention")
+    # What is compared is the mask; compiling it takes half a minute.
+    with torch.compiler.set_stance("force_eager"):
+        found = model(input_ids=ids(2, 40)).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_left_padding_does_not_change_what_is_generated():
