@@ -1,10 +1,10 @@
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, pipeline
 from transformers.cache_utils import DynamicCache
 
-from hf_latentgen import LocalTransformerConfig, LocalTransformerForCausalLM, LocalTransformerModel
+from hf_latentgen import ByteTokenizer, LocalTransformerConfig, LocalTransformerForCausalLM, LocalTransformerModel
 from modeling_common import CommonModelTests, perturb
 
 TINY = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "window": 8}
@@ -233,6 +233,21 @@ def test_sampling_is_reproducible():
         torch.manual_seed(3)
         drawn.append(model.generate(ids(1, 5), max_new_tokens=12, do_sample=True, temperature=0.8, top_k=10))
     assert torch.equal(*drawn)
+
+
+def test_the_pipeline_continues_a_text(tmp_path):
+    config = LocalTransformerConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=2, window=8)
+    model = LocalTransformerForCausalLM(config)
+    perturb(model)
+    model.save_pretrained(tmp_path)
+    tokenizer = ByteTokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    generate = pipeline("text-generation", model=str(tmp_path))
+    found = generate("Grüße, ", max_new_tokens=9, do_sample=False)[0]["generated_text"]
+    expected = model.generate(**tokenizer("Grüße, ", return_tensors="pt"), max_new_tokens=9, do_sample=False)
+    assert found == tokenizer.decode(expected[0], skip_special_tokens=True)
+    assert found.startswith("Grüße, ")
+    assert len(found) > len("Grüße, ")
 
 
 @torch.no_grad()
