@@ -79,6 +79,7 @@ def test_defaults_make_a_small_model_in_silence(capfd):
         ("layer_types", ["sliding_attention", "linear_attention"], "2 of .*, one for each layer"),
         ("max_position_embeddings", 0, "at least 1, or None"),
         ("attention_dropout", 1.0, r"in \[0, 1\)"),
+        ("hidden_dropout", -0.1, r"in \[0, 1\)"),
         ("vocab_size", 0, "at least 1"),
     ],
 )
@@ -137,6 +138,17 @@ def test_a_token_sees_its_window_in_every_layer_and_nothing_else():
     # Two layers of eight tokens reach 14 tokens back.
     assert moved.min() == 20
     assert moved.max() == 20 + 2 * 7
+
+
+@torch.no_grad()
+def test_hidden_dropout_drops_in_training_only():
+    model, tokens = build(hidden_dropout=0.5), ids(2, 12)
+    expected = build()(input_ids=tokens).logits
+    torch.testing.assert_close(model(input_ids=tokens).logits, expected, atol=0, rtol=0)
+    model.train()
+    dropped = [model(input_ids=tokens).logits for _ in range(2)]
+    assert not torch.equal(*dropped)
+    assert torch.equal(build().train()(input_ids=tokens).logits, expected)
 
 
 @torch.no_grad()

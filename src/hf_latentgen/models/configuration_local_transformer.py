@@ -35,6 +35,8 @@ class LocalTransformerConfig(PreTrainedConfig):
         rope_theta (`float`, defaults to 10000.0): base of the rotary angles.
         rms_norm_eps (`float`, defaults to 1e-6): added to the mean square.
         attention_dropout (`float`, defaults to 0.0): share of weights dropped in training; takes a slower kernel.
+        hidden_dropout (`float`, defaults to 0.0): share dropped in training of the embeddings, and of what each
+            attention and each MLP adds to the residual stream.
         initializer_range (`float`, defaults to 0.02): standard deviation of the initial weights.
         tie_word_embeddings (`bool`, defaults to `True`): the output layer is the embedding.
         use_cache (`bool`, defaults to `True`): return keys and values for generation.
@@ -64,6 +66,7 @@ class LocalTransformerConfig(PreTrainedConfig):
     rope_theta: float | int = 10_000.0
     rms_norm_eps: float = 1e-6
     attention_dropout: float | int = 0.0
+    hidden_dropout: float | int = 0.0
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
     use_cache: bool = True
@@ -141,7 +144,8 @@ class LocalTransformerConfig(PreTrainedConfig):
         require(fits, "layer_types", types, f"{self.num_hidden_layers} of {LAYER_TYPES}, one for each layer")
         most = self.max_position_embeddings
         require(most is None or most >= 1, "max_position_embeddings", most, "at least 1, or None")
-        require(0 <= self.attention_dropout < 1, "attention_dropout", self.attention_dropout, "in [0, 1)")
+        for field, share in (("attention_dropout", self.attention_dropout), ("hidden_dropout", self.hidden_dropout)):
+            require(0 <= share < 1, field, share, "in [0, 1)")
 
     def validate_spans(self):
         """Raises `ValueError` if the fields of learned spans, or of windows of single layers, are out of range."""

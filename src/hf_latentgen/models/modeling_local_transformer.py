@@ -154,12 +154,13 @@ class LocalTransformerLayer(GradientCheckpointingLayer):
         self.self_attn = LocalTransformerAttention(config, layer_idx)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = LocalTransformerMLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, hidden_states: Tensor, **kwargs) -> Tensor:
         """[B, N, hidden_size] -> [B, N, hidden_size]. The other arguments go to the attention."""
         attended, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
-        hidden_states = hidden_states + attended
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        hidden_states = hidden_states + self.dropout(attended)
+        return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
 
 
 class LocalTransformerPreTrainedModel(PreTrainedModel):
@@ -247,6 +248,7 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(LocalTransformerLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -308,7 +310,7 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
             }
             kinds = set(self.config.kinds) - ({"sliding_attention"} if needs_no_mask else set())
             masks = {kind: makers[kind](**described) for kind in kinds}
-        hidden_states = inputs_embeds
+        hidden_states = self.dropout(inputs_embeds)
         angles = rotary_angles(position_ids, self.config.head_dim, self.config.rope_theta)
         for layer, kind in zip(self.layers, self.config.kinds, strict=True):
             hidden_states = layer(
