@@ -87,10 +87,12 @@ def evaluate_checkpoint(
         name, reference = run["dataset"]["name"], _reference(run)
         errors, sample = [], None
         if isinstance(processor, ByteTokenizer):
-            train, test = (text.load_documents(name, part, data_dir) for part in ("train", split))
+            train, validation, test = (
+                text.load_documents(name, part, data_dir) for part in ("train", "validation", split)
+            )
             floor = text.text_floors(b"".join(train), b"".join(test))
             reader = cast(LocalTransformerForCausalLM, model)
-            metrics, diagnostics = text.measure(reader, train, test, seed)
+            metrics, diagnostics = text.measure(reader, train, validation, test, seed)
             sample = text.sample_text(reader, test[0][: text.PROMPT_LENGTH], seed)
         else:
             test, train, validation = (

@@ -37,14 +37,19 @@ def load_documents(name: str, split: str, data_dir: str | None = None) -> list[b
 
 
 def measure(
-    model: LocalTransformerForCausalLM, train: Sequence[bytes], test: Sequence[bytes], seed: int = 0
+    model: LocalTransformerForCausalLM,
+    train: Sequence[bytes],
+    validation: Sequence[bytes],
+    test: Sequence[bytes],
+    seed: int = 0,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The exact score of all test documents, each byte given everything before it that the model can see.
 
-    Beside it the score of as many training bytes, which tells how much was learned by heart, and the untrained one.
+    Beside it the score of as many training bytes, which tells how much was learned by heart, that of the validation
+    split, that of validation and test together, which others call validation, and the untrained one.
     """
     context = full_context(model)
-    scores = text_scores(model, test, context)
+    scores, held_out = text_scores(model, test, context), text_scores(model, validation, context)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         fresh = AutoModelForCausalLM.from_config(model.config).to(model.device)
@@ -54,6 +59,10 @@ def measure(
         "context": context,
         "num_bytes": scores.pop("num_bytes"),
         "training_bits_per_byte": text_scores(model, [seen], context)["bits_per_byte"],
+        "validation_bits_per_byte": held_out["bits_per_byte"],
+        "validation_and_test_bits_per_byte": nats_to_bits_per_byte(
+            scores["nll_nats"] + held_out["nll_nats"], num_bytes + held_out["num_bytes"]
+        ),
         "untrained_bits_per_byte": text_scores(fresh, test, context)["bits_per_byte"],
     }
     return scores, diagnostics
