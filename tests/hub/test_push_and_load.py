@@ -70,7 +70,8 @@ def test_the_card_pins_the_code_by_a_tag_of_the_commit(hub, pushed):
         ((tag, oid),) = [(ref, oid) for ref, oid in repository.refs.items() if ref.startswith("refs/tags/")]
         assert oid == repository.refs["refs/heads/main"]
         card = hub.files(f"ada/{name}-code")["README.md"].decode()
-        assert f'"revision": "{tag.removeprefix("refs/tags/")}", "trust_remote_code": True' in card
+        assert f'repo_id, revision = "ada/{name}-code", "{tag.removeprefix("refs/tags/")}"\n' in card
+        assert card.count("from_pretrained(repo_id, revision=revision, trust_remote_code=True)") == 2
 
 
 def test_publishing_the_same_again_makes_no_commit(hub, pushed):

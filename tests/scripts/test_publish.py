@@ -209,7 +209,7 @@ def test_code_is_added_when_asked_for(folder, publish_main, no_network, capsys):
 def test_the_tag_of_the_code_is_that_of_the_contents(folder):
     first = prepare_upload(folder, REPO_ID, with_code=True)
     assert first.tag == prepare_upload(folder, "someone/else", with_code=True).tag
-    assert f'"revision": "{first.tag}", "trust_remote_code": True' in first.contents["README.md"].decode()
+    assert f'repo_id, revision = "{REPO_ID}", "{first.tag}"\n' in first.contents["README.md"].decode()
     assert prepare_upload(folder, REPO_ID).tag is None
     VAEModel(VAEConfig(image_size=8, latent_dim=2, hidden_channels=[4, 4, 4])).save_pretrained(folder)
     assert prepare_upload(folder, REPO_ID, with_code=True).tag != first.tag

@@ -19,11 +19,11 @@ for name in sys.argv[1:]:
     (snippet,) = [code for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "trust_remote_code" in code]
     found = {}
     exec(snippet, found)
-    model, where = found["model"], found["where"]
-    weights = load_file(hf_hub_download(repo_id, "model.safetensors", revision=where["revision"]))
+    model, revision = found["model"], found["revision"]
+    weights = load_file(hf_hub_download(repo_id, "model.safetensors", revision=revision))
     assert all(torch.equal(model.state_dict()[key], value) for key, value in weights.items())
     assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
-    config = transformers.AutoConfig.from_pretrained(**where)
+    config = transformers.AutoConfig.from_pretrained(repo_id, revision=revision, trust_remote_code=True)
     assert type(config).__module__.startswith("transformers_modules.")
     print("loaded", name)
     with pytest.raises(ValueError, match="trust_remote_code"):
