@@ -8,23 +8,23 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub.errors import HfHubHTTPError
-
-from hf_latentgen.cards.publishing import prepare_upload, publish
+from hf_latentgen.cards.publishing import full_repo_id, prepare_upload, publish
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0. Errors end the program with one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="holds model.safetensors, config.json, results.json and images/")
-    parser.add_argument("--repo-id", required=True, help="namespace/name on the Hub")
+    parser.add_argument("--repo-id", required=True, help="namespace/name on the Hub, or name in your own namespace")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--revision", help="branch to commit to, made if missing (default: main)")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+    parser.add_argument("--with-code", action="store_true", help="add the code, for use without this package")
     parser.add_argument("--dry-run", action="store_true", help="check and list the files, without network")
     arguments = parser.parse_args(argv)
     try:
-        upload = prepare_upload(arguments.folder, arguments.repo_id)
+        repo_id = arguments.repo_id if arguments.dry_run else full_repo_id(arguments.repo_id)
+        upload = prepare_upload(arguments.folder, repo_id, arguments.with_code)
         for name, size in upload.sizes().items():
             print(f"{size:>12,} bytes  {name}")
         if upload.left_out:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.dry_run:
             return 0
         commit = publish(upload, arguments.private, arguments.revision, arguments.create_pr)
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(f"publish: {error}") from error
     print(commit.pr_url or commit.commit_url)
     return 0

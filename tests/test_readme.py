@@ -1,4 +1,7 @@
-"""Every example in README.md and in the model cards runs, and every command names files and targets that exist."""
+"""Every example in README.md runs, and every command there and on the model cards names what exists.
+
+The examples of the cards are run by `hub/test_cards.py`.
+"""
 
 import re
 import shlex
@@ -76,7 +79,7 @@ def test_the_readme_has_examples():
     assert find_blocks(PAGES[:1], "bash")
 
 
-@pytest.mark.parametrize("block", find_blocks(PAGES, "python"), ids=str)
+@pytest.mark.parametrize("block", find_blocks(PAGES[:1], "python"), ids=str)
 def test_python_example_runs(block, tmp_path, request, monkeypatch):
     if missing := missing_weights(block.text):
         pytest.skip(f"the weights of {', '.join(missing)} are not in this clone")

@@ -105,9 +105,9 @@ def test_dry_run_lists_files_and_sizes_without_network(trained, publish_main, no
     assert lines[-1].startswith("left out: .env, checkpoint-10, ")
 
 
-@pytest.mark.parametrize("repo_id", ["name", "", "a/b/c", "a//b", "-a/b", "a/b c", "../b", "a/b.git", "a/" + "b" * 100])
+@pytest.mark.parametrize("repo_id", ["", "a/b/c", "a//b", "-a/b", "a/b c", "../b", "a/b.git", "a/" + "b" * 100])
 def test_bad_repo_id(trained, repo_id):
-    with pytest.raises(ValueError, match=r"repo_id .* is not a name on the Hub: it must be 'namespace/name'"):
+    with pytest.raises(ValueError, match=r"repo_id .* is not a name on the Hub: it must be 'namespace/name' or 'name'"):
         prepare_upload(trained, repo_id)
 
 
@@ -144,7 +144,7 @@ def test_truncated_weights(folder):
 def test_weights_of_another_shape(folder):
     VAEModel(VAEConfig(image_size=8, latent_dim=3, hidden_channels=[4, 4, 4])).save_pretrained(folder.parent / "other")
     shutil.copy(folder.parent / "other" / "model.safetensors", folder)
-    with pytest.raises(ValueError, match=r"does not load with from_pretrained|does not fit config"):
+    with pytest.raises(ValueError, match=r"does not load with from_pretrained|do not fit config"):
         prepare_upload(folder, REPO_ID)
 
 
@@ -163,11 +163,64 @@ def test_results_without_a_score(folder):
         prepare_upload(folder, REPO_ID)
 
 
+def test_a_score_that_is_no_number_is_named(folder):
+    path = folder / "results.json"
+    for value in (float("nan"), "high", None, True):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": {"bits_per_dim": value}}))
+        with pytest.raises(ValueError, match=r"metrics\.bits_per_dim must be a finite number, got"):
+            prepare_upload(folder, REPO_ID)
+
+
+def test_a_missing_shard_is_named(folder):
+    model = VAEModel.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size=20_000)
+    shards = sorted(path.name for path in folder.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    upload = prepare_upload(folder, REPO_ID)
+    assert {"model.safetensors.index.json", *shards} <= set(upload.contents)
+    (folder / shards[1]).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"lacks {shards[1]}, named in model.safetensors.index.json"):
+        prepare_upload(folder, REPO_ID)
+
+
+def test_an_index_cannot_smuggle_another_file(folder):
+    (folder / "model.safetensors").unlink()
+    for name in (".env", "../secret.safetensors", "checkpoint-10/model.safetensors"):
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {"a": name}}))
+        with pytest.raises(FileNotFoundError, match="lacks"):
+            prepare_upload(folder, REPO_ID)
+
+
+def test_code_is_added_when_asked_for(folder, publish_main, no_network, capsys):
+    assert publish_main([str(folder), "--repo-id", "small-vae", "--dry-run", "--with-code"]) == 0
+    listed = {line.split()[-1] for line in capsys.readouterr().out.splitlines() if " bytes  " in line}
+    assert listed - set(PUBLISHED) == {
+        *("bits.py", "configuration_image_autoencoder.py", "configuration_vae.py", "distributions.py"),
+        *("image_processing_levels.py", "modeling_image_autoencoder.py", "modeling_safetensors.py", "modeling_vae.py"),
+        "networks.py",
+    }
+    # The folder itself, and what is saved later, stay without code.
+    assert "auto_map" not in json.loads((folder / "config.json").read_text())
+    VAEModel.from_pretrained(folder).save_pretrained(folder / "again")
+    assert sorted(path.name for path in (folder / "again").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_the_tag_of_the_code_is_that_of_the_contents(folder):
+    first = prepare_upload(folder, REPO_ID, with_code=True)
+    assert first.tag == prepare_upload(folder, "someone/else", with_code=True).tag
+    assert f'repo_id, revision = "{REPO_ID}", "{first.tag}"\n' in first.contents["README.md"].decode()
+    assert prepare_upload(folder, REPO_ID).tag is None
+    VAEModel(VAEConfig(image_size=8, latent_dim=2, hidden_channels=[4, 4, 4])).save_pretrained(folder)
+    assert prepare_upload(folder, REPO_ID, with_code=True).tag != first.tag
+
+
 def test_errors_end_the_script_with_one_line(trained, publish_main, no_network):
-    with pytest.raises(SystemExit, match=r"^publish: repo_id 'name' is not a name on the Hub"):
-        publish_main([str(trained), "--repo-id", "name", "--dry-run"])
+    with pytest.raises(SystemExit, match=r"^publish: repo_id 'a//b' is not a name on the Hub"):
+        publish_main([str(trained), "--repo-id", "a//b", "--dry-run"])
 
 
-def test_without_network_the_script_ends_with_one_line(trained, publish_main, no_network):
+def test_without_network_the_script_ends_with_one_line(trained, publish_main, no_network, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
     with pytest.raises(SystemExit, match=r"^publish: .*offline mode is enabled.*\Z"):
         publish_main([str(trained), "--repo-id", REPO_ID])

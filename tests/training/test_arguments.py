@@ -42,6 +42,12 @@ def test_values_out_of_range_are_refused(tmp_path, field, value, allowed):
     assert str(refusal.value).endswith(f"got {value}")
 
 
+@pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
+def test_whole_checkpoints_are_not_pushed(tmp_path, strategy):
+    with pytest.raises(ValueError, match=f"hub_strategy must be 'end' or 'every_save', because .*, got '{strategy}'"):
+        LatentTrainingArguments(output_dir=str(tmp_path), hub_strategy=strategy)
+
+
 def test_limits_are_accepted(tmp_path):
     LatentTrainingArguments(output_dir=str(tmp_path), kl_warmup_steps=0, ema_decay=0.9999, sample_epochs=[0])
 

@@ -1,6 +1,7 @@
 """Model cards and tables of scores, in which every measured number is read from a `results.json`."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from transformers import AutoConfig
+
+from hf_latentgen.models.auto import auto_class
 
 TASK = "unconditional-image-generation"
 CLASSIFIER_TASK = "image-classification"
@@ -74,6 +77,13 @@ METRICS = {
     "bits_per_byte": Metric("Bits per byte", "bits/byte", 4, "exact"),
     "context": Metric("Ids before a scored byte", "ids", 0, "measurement"),
     "num_bytes": Metric("Scored bytes", "bytes", 0, "measurement"),
+}
+# What people search the Hub for.
+FURTHER_TAGS = {
+    "vae": ["variational-autoencoder", "image-generation"],
+    "aae": ["adversarial-autoencoder", "image-generation"],
+    "local_transformer": ["byte-level", "local-attention"],
+    "local_transformer_image": ["autoregressive", "local-attention", "image-generation"],
 }
 MODEL_CLASSES = {
     "vae": "VAEModel",
@@ -166,13 +176,16 @@ def read_results(folder: str | Path) -> dict:
 
 
 def check_results(results: dict, source: str = "results.json") -> None:
-    """Raises `ValueError` naming `source` and the keys a card needs but `results` does not have."""
+    """Raises `ValueError` naming `source` and the keys a card needs but `results` lacks, or a score no number."""
     missing = [key for key in REQUIRED_KEYS if key not in results]
     missing += [f"model.{key}" for key in ("model_type",) if key not in results.get("model", {"model_type": None})]
     for index, entry in enumerate(results.get("reference", [])):
         missing += [f"reference[{index}].{key}" for key in ("name", "metric", "value", "source") if key not in entry]
     if missing:
         raise ValueError(f"{source} lacks {', '.join(missing)}; scripts/evaluate.py writes each of {REQUIRED_KEYS}")
+    for key, value in results["metrics"].items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{source}: metrics.{key} must be a finite number, got {value!r}")
 
 
 def list_pictures(folder: str | Path) -> list[str]:
@@ -181,13 +194,16 @@ def list_pictures(folder: str | Path) -> list[str]:
     return [name for name in CAPTIONS if name in names] + [name for name in names if name not in CAPTIONS]
 
 
-def render_card(results: dict, repo_id: str, pictures: Sequence[str] | None = None) -> ModelCard:
+def render_card(
+    results: dict, repo_id: str, pictures: Sequence[str] | None = None, code_tag: str | None = None
+) -> ModelCard:
     """The model card of a row: Hub metadata and Markdown.
 
     Args:
         results: contents of a `results.json`.
         repo_id: name on the Hub that the loading snippet uses, "namespace/name".
         pictures: names of the files in `images/` beside the card; when None, those `scripts/evaluate.py` always writes.
+        code_tag: the tag of the published code, for a repository that also loads without this package.
 
     Raises:
         ValueError: a key is missing, or there is no template for the model family.
@@ -206,6 +222,8 @@ def render_card(results: dict, repo_id: str, pictures: Sequence[str] | None = No
     text = environment.get_template(template).render(
         card_data=_metadata(results, data, pictures).to_yaml(),
         repo_id=repo_id,
+        code_tag=code_tag,
+        auto_class=auto_class(config).__name__,
         results=results,
         config=config,
         data=data,
@@ -237,9 +255,9 @@ def render_card(results: dict, repo_id: str, pictures: Sequence[str] | None = No
     return ModelCard(re.sub(r"\n{3,}", "\n\n", text))
 
 
-def card_text(folder: str | Path, repo_id: str) -> str:
+def card_text(folder: str | Path, repo_id: str, code_tag: str | None = None) -> str:
     """Text of the `README.md` of a row, from `results.json` and `images/` in `folder`. Errors as in `render_card`."""
-    return f"{str(render_card(read_results(folder), repo_id, list_pictures(folder))).rstrip()}\n"
+    return f"{str(render_card(read_results(folder), repo_id, list_pictures(folder), code_tag)).rstrip()}\n"
 
 
 def _caption(name: str) -> str:
@@ -318,8 +336,9 @@ def _metadata(results: dict, data: DataSource, pictures: Sequence[str]) -> Model
         license="apache-2.0",
         library_name="transformers",
         pipeline_tag=task,
+        language="en" if results["dataset"] == "tinyshakespeare" else None,
         model_name=results["row"],
-        tags=["hf_latentgen", family(results), *([] if reads_text(results) else ["image-generation"]), dataset_tag],
+        tags=["hf_latentgen", family(results), *FURTHER_TAGS.get(family(results), []), dataset_tag],
         datasets=[data.hub_id] if data.hub_id else None,
         metrics=list(scores),
         widget=[{"text": _caption(name), "output": {"url": f"images/{name}"}} for name in pictures],

@@ -17,6 +17,7 @@ from hf_latentgen.models.auto import (
     reads_text,
 )
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
+from hf_latentgen.models.modeling_safetensors import pinned_revision
 from hf_latentgen.models.tokenization_bytes import ByteTokenizer
 
 
@@ -29,21 +30,23 @@ def load_checkpoint(checkpoint: str | Path) -> tuple[PreTrainedModel, LevelsImag
     Raises:
         FileNotFoundError: a file is missing from the folder.
         ValueError: a file is truncated, of another model type, or the weights do not fit the configuration.
+        ConnectionError: the Hub does not answer, and the checkpoint is not in the cache.
     """
     folder = Path(checkpoint)
     if folder.is_dir():
         _check_folder(folder)
-    config = AutoConfig.from_pretrained(checkpoint)
+    where = {} if folder.exists() else pinned_revision(str(checkpoint))
+    config = AutoConfig.from_pretrained(checkpoint, **where)
     _check_model_type(config.model_type, folder)
     try:
-        model, report = auto_class(config).from_pretrained(checkpoint, use_safetensors=True, output_loading_info=True)
+        model, report = auto_class(config).from_pretrained(checkpoint, output_loading_info=True, **where)
     except RuntimeError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit config.json: {error}") from error
     for problem in ("missing_keys", "unexpected_keys"):
         if report[problem]:
             raise ValueError(f"{folder / WEIGHTS} does not fit config.json, {problem}: {sorted(report[problem])}")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return model.to(device).eval(), auto_processor(config).from_pretrained(checkpoint)
+    return model.to(device).eval(), auto_processor(config).from_pretrained(checkpoint, **where)
 
 
 def read_run_record(folder: str | Path) -> dict:
@@ -60,14 +63,16 @@ def _check_folder(folder: Path) -> None:
     """Raises as `load_checkpoint` does, naming the file."""
     model_type = _read_json(folder / "config.json", "save_pretrained writes it").get("model_type")
     _check_model_type(model_type, folder)
-    weights = folder / WEIGHTS
-    if not weights.is_file():
-        raise FileNotFoundError(f"{weights} does not exist; a checkpoint holds config.json, {WEIGHTS} and a processor")
-    try:
-        with safe_open(weights, framework="pt"):
-            pass
-    except SafetensorError as error:
-        raise ValueError(f"{weights} is truncated or corrupt: {error}") from error
+    for weights in sorted(folder.glob("model-*-of-*.safetensors")) or [folder / WEIGHTS]:
+        if not weights.is_file():
+            raise FileNotFoundError(
+                f"{weights} does not exist; a checkpoint holds config.json, {WEIGHTS} and a processor"
+            )
+        try:
+            with safe_open(weights, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{weights} is truncated or corrupt: {error}") from error
     is_text = reads_text(model_type)
     kind, names = ("tokenizer", TOKENIZER_CONFIGS) if is_text else ("image processor", PROCESSOR_CONFIGS)
     if not any((folder / name).is_file() for name in names):

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hf_latentgen.cards.publishing import CONFIGS
 from hf_latentgen.data import LevelsDataset, load_images
 from hf_latentgen.evaluation import aae, autoregressive, text, vae
 from hf_latentgen.evaluation.baselines import floor_scores
@@ -23,7 +24,7 @@ from hf_latentgen.evaluation.checkpoints import load_checkpoint, read_run_record
 from hf_latentgen.evaluation.clusters import classification_error
 from hf_latentgen.evaluation.pictures import likelihood_history
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
-from hf_latentgen.models.auto import PROCESSOR_CONFIGS, TOKENIZER_CONFIGS, WEIGHTS
+from hf_latentgen.models.auto import WEIGHTS
 from hf_latentgen.models.configuration_aae import AAEConfig
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.models.modeling_aae import AAEModel
@@ -227,7 +228,7 @@ def _publish(staging: Path, checkpoint: Path, folder: Path) -> None:
     """Moves the staged files, and copies of those of the model, to `folder`; `results.json` comes last."""
     folder.mkdir(parents=True, exist_ok=True)
     if checkpoint.resolve() != folder.resolve():
-        for name in ("config.json", *PROCESSOR_CONFIGS, *TOKENIZER_CONFIGS, WEIGHTS):
+        for name in (*CONFIGS, WEIGHTS):
             source = checkpoint / name
             if source.is_file() and (name != WEIGHTS or source.stat().st_size < MAX_WEIGHT_BYTES):
                 shutil.copyfile(source, staging / name)

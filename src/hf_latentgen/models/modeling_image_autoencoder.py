@@ -5,15 +5,15 @@ import math
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .configuration_image_autoencoder import ImageAutoencoderConfig
 from .distributions import CategoricalPixels, DeterministicPixels, DiagonalGaussian, PointMass
+from .modeling_safetensors import SafetensorsModel
 from .networks import ZeroConv2d
 
 
-class ImageAutoencoderModel(PreTrainedModel):
+class ImageAutoencoderModel(SafetensorsModel):
     """Base of the models that encode an image as a latent vector and decode it again.
 
     A subclass defines `posterior`, `decode` and `latent_sizes`, the size of each group of latents.

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.integrations.sdpa_attention import repeat_kv
@@ -21,6 +21,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention_span import AttentionSpan, trimmed_window
 from .configuration_local_transformer import LocalTransformerConfig
 from .local_attention import NAME
+from .modeling_safetensors import SafetensorsModel
 
 
 def rotary_angles(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -163,7 +164,7 @@ class LocalTransformerLayer(GradientCheckpointingLayer):
         return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
 
 
-class LocalTransformerPreTrainedModel(PreTrainedModel):
+class LocalTransformerPreTrainedModel(SafetensorsModel):
     """Base class: initialisation, and what transformers may do with the models."""
 
     config: LocalTransformerConfig

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 
 @dataclass
@@ -60,6 +61,11 @@ class LatentTrainingArguments(TrainingArguments):
         if any(epoch < 0 for epoch in self.sample_epochs):
             raise ValueError(f"sample_epochs must be at least 0, got {self.sample_epochs}")
         super().__post_init__()
+        if self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
+            raise ValueError(
+                f"hub_strategy must be 'end' or 'every_save', because whole checkpoints hold pickles, which are never "
+                f"published, got {self.hub_strategy.value!r}"
+            )
 
 
 @dataclass

@@ -10,12 +10,16 @@ from typing import cast
 
 import torch
 from diffusers.training_utils import EMAModel
+from huggingface_hub import CommitInfo
 from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import HubStrategy
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from hf_latentgen.cards.publishing import Upload, full_repo_id, model_files, publish
+from hf_latentgen.cards.training_card import training_card
 from hf_latentgen.data import collate_levels
 from hf_latentgen.models.bits import nats_to_bits_per_dim
 from hf_latentgen.training.arguments import LatentTrainingArguments
@@ -25,6 +29,11 @@ NUM_RECONSTRUCTIONS = 32
 # With averaging, `model.safetensors` of a checkpoint holds the averaged weights: they are what `from_pretrained` loads.
 # The weights that training goes on from lie beside it.
 TRAINING_WEIGHTS = "training_weights.safetensors"
+# Arguments that a pushed card tells.
+TOLD_ARGUMENTS = (
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "learning_rate", "weight_decay", "warmup_steps"),
+    *("lr_scheduler_type", "kl_warmup_steps", "ema_decay", "seed"),
+)
 
 
 def undisturbed_generator() -> contextlib.AbstractContextManager:
@@ -158,8 +167,53 @@ class LatentTrainer(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         # A pickle that nothing reads: run.json records the arguments.
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        if self._ema is not None and _internal_call:
+        # Only a checkpoint names its folder and is saved by the trainer itself.
+        if self._ema is not None and _internal_call and output_dir is not None:
             save_model(self.model, str(folder / TRAINING_WEIGHTS))
+
+    def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        commit_message: str = "End of training",
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ) -> CommitInfo | None:
+        """The one commit with weights, configuration, processor, card and sample grids, and nothing else of the folder.
+
+        Once it is there; None on all processes but the first. Arguments as in `transformers.Trainer`.
+
+        Raises:
+            ValueError: the name or the token is missing or malformed.
+            OSError: there is no network, or the Hub refuses the commit.
+        """
+        self.save_model(_internal_call=True)
+        folder = Path(str(self.args.output_dir))
+        return self._publish(folder, commit_message, token, revision, private) if self.args.should_save else None
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.args.should_save and self.args.hub_strategy != HubStrategy.END:
+            self._publish(Path(checkpoint_folder), f"Training in progress, step {self.state.global_step}")
+
+    def _publish(
+        self,
+        folder: Path,
+        message: str,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ) -> CommitInfo:
+        """The commit of the model files in a folder, with a card and the grids that were drawn."""
+        args, token = self.args, token or self.args.hub_token
+        output_dir = Path(str(args.output_dir))
+        repo_id = full_repo_id(args.hub_model_id or output_dir.absolute().name, token)
+        training = {name: getattr(args, name) for name in TOLD_ARGUMENTS}
+        card = training_card(self.model, repo_id, training, self.state.log_history)
+        contents: dict[str, Path | bytes] = {name: folder / name for name in model_files(folder)}
+        contents["README.md"] = card.encode()
+        contents |= {f"images/{path.name}": path for path in sorted((output_dir / "samples").glob("*.png"))}
+        private = args.hub_private_repo if private is None else private
+        upload = Upload(repo_id, contents, left_out=[])
+        return publish(upload, private, revision or args.hub_revision, token=token, message=message)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
