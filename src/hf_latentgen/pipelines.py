@@ -22,7 +22,7 @@ PIPELINE_FILE = "pipeline.py"
 
 
 class LatentGenPipeline(pipeline_latentgen.LatentGenPipeline):
-    __doc__ = pipeline_latentgen.LatentGenPipeline.__doc__
+    """Draws images from an image model; [`pipeline_latentgen.LatentGenPipeline`] with the loading of checkpoints."""
 
     @classmethod
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -69,11 +69,9 @@ class LatentGenPipeline(pipeline_latentgen.LatentGenPipeline):
             if index.get("denoiser", [None])[0] is not None:
                 parts["denoiser"] = LatentDenoiser.from_pretrained(folder / "denoiser", use_safetensors=True)
                 parts["scheduler"] = _scheduler_class(index).from_pretrained(folder / "scheduler")
-            pipe = cls(_load_model(folder / "model", name), **parts)
+            return cls(_load_model(folder / "model", name), **parts)
         except (json.JSONDecodeError, SafetensorError) as error:
             raise ValueError(f"{name} holds a damaged file: {error}") from error
-        pipe.register_to_config(_name_or_path=name)
-        return pipe
 
 
 def save_with_code(pipe: pipeline_latentgen.LatentGenPipeline, folder: str | Path) -> Path:

@@ -15,14 +15,14 @@ class LatentDenoiserOutput(BaseOutput):
     """What [`LatentDenoiser`] returns.
 
     Args:
-        sample: the predicted noise. [B, latent_dim].
+        sample: the predicted velocity. [B, latent_dim].
     """
 
     sample: Tensor
 
 
 class DenoiserBlock(nn.Module):
-    """Adds two linear layers of the normalised input and the time; starts as the identity, the last layer being zero."""
+    """Adds two linear layers of the normalised input and the time; starts as the identity, its last layer zero."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
@@ -39,7 +39,11 @@ class DenoiserBlock(nn.Module):
 
 
 class LatentDenoiser(ModelMixin, ConfigMixin):
-    """Predicts the noise in noisy standardised latents, given the step of the diffusion.
+    """Predicts the velocity of noisy standardised latents, given the step of the diffusion.
+
+    The velocity is `sqrt(a) * noise - sqrt(1 - a) * latents`, where `a` is the share of the latents in the variance:
+    noise where there is little of it, latents where there is little else. A scheduler of diffusers calls it
+    "v_prediction".
 
     Args:
         latent_dim: size of a latent vector.
@@ -51,7 +55,8 @@ class LatentDenoiser(ModelMixin, ConfigMixin):
     Raises:
         ValueError: an argument is out of range, or of the wrong length.
 
-    Source: Ho et al. (2020), Denoising Diffusion Probabilistic Models; Rombach et al. (2022) for a prior of latents.
+    Source: Ho et al. (2020), Denoising Diffusion Probabilistic Models; Salimans & Ho (2022), appendix D, for the
+    velocity; Rombach et al. (2022) for the diffusion of latents.
     """
 
     @register_to_config
@@ -82,7 +87,7 @@ class LatentDenoiser(ModelMixin, ConfigMixin):
         self.last = nn.Linear(hidden_size, latent_dim)
 
     def forward(self, sample: Tensor, timestep: Tensor) -> LatentDenoiserOutput:
-        """The noise in `sample`. [B, latent_dim].
+        """The velocity of `sample`. [B, latent_dim].
 
         Shape: `sample` [B, latent_dim], standardised; `timestep` [B] or a scalar, the step that made it noisy.
         """

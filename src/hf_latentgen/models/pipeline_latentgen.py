@@ -29,7 +29,7 @@ class LatentGenPipeline(DiffusionPipeline):
         model: the image model.
         processor: its image processor.
         denoiser: a [`LatentDenoiser`] trained on the latents of `model`, or None.
-        scheduler: a scheduler of diffusers that predicts noise, where there is a denoiser.
+        scheduler: the scheduler of diffusers that takes the steps, where there is a denoiser.
 
     Raises:
         ValueError: the model draws no images, or the parts do not fit together.
@@ -168,8 +168,8 @@ class LatentGenPipeline(DiffusionPipeline):
         sample = randn_tensor(shape, generator, self._execution_device, self.denoiser.dtype)
         sample = sample * self.scheduler.init_noise_sigma
         for timestep in self.progress_bar(self.scheduler.timesteps):
-            noise = self.denoiser(self.scheduler.scale_model_input(sample, timestep), timestep).sample
-            sample = self.scheduler.step(noise, timestep, sample, generator=generator).prev_sample
+            predicted = self.denoiser(self.scheduler.scale_model_input(sample, timestep), timestep).sample
+            sample = self.scheduler.step(predicted, timestep, sample, generator=generator).prev_sample
         return self.denoiser.restore(sample)
 
     def _labels(self, class_labels: int | Sequence[int] | Tensor | None, count: int) -> Tensor | None:
