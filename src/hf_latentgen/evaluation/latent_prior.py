@@ -71,9 +71,7 @@ def measure(
     return metrics, diagnostics
 
 
-def draw(
-    pipe: LatentGenPipeline, train: LevelsDataset, test: LevelsDataset, results: dict, seed: int
-) -> dict[str, Image.Image]:
+def draw(pipe: LatentGenPipeline, train: LevelsDataset, results: dict, seed: int) -> dict[str, Image.Image]:
     """The pictures of a row by name."""
     num_levels, pictures = pipe.model.config.num_levels, {}
     for source, name in (("diffusion", "samples"), ("own_prior", "samples_own_prior")):
@@ -87,6 +85,11 @@ def draw(
         label = "mean squared error of the velocity"
         pictures["history"] = history_plot(results["history"], metric="velocity_mse", label=label)
     return pictures
+
+
+def fields(pipe: LatentGenPipeline) -> dict[str, int]:
+    """The sizes of the denoiser."""
+    return {name: pipe.denoiser.config[name] for name in ("latent_dim", "hidden_size", "num_blocks")}
 
 
 @torch.no_grad()

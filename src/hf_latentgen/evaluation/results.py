@@ -109,7 +109,7 @@ def evaluate_checkpoint(
             test, train, validation = (
                 _load(name, part, processor, data_dir) for part in (split, "train", "validation")
             )
-            # Codes without a network have a likelihood, and an adversarial autoencoder has none.
+            # Codes without a network have a likelihood; an adversarial autoencoder, and samples alone, have none.
             seen = torch.cat([train.levels, validation.levels]).numpy()
             is_adversarial = isinstance(model, AAEModel)
             floor = (
@@ -153,7 +153,7 @@ def evaluate_checkpoint(
             "num_labelled": run["dataset"].get("num_labelled"),
             "test_errors_of_draws": errors,
             "sample_text": sample,
-            "model": _config_fields(model.config) if pipe is None else run["model"],
+            "model": _config_fields(model.config) if pipe is None else run["model"] | latent_prior.fields(pipe),
             "autoencoder": None if pipe is None else _config_fields(model.config),
             "training": run["training"],
             "history": run["history"],
@@ -176,7 +176,7 @@ def evaluate_checkpoint(
         if pipe is None:
             pictures = _draw(model, train, test, results, seed)
         else:
-            pictures = latent_prior.draw(pipe, train, test, results, seed)
+            pictures = latent_prior.draw(pipe, train, results, seed)
         for picture_name, picture in pictures.items():
             picture.save(staging / "images" / f"{picture_name}.png", optimize=True)
         # Drawn during training: what the model was like before it, and after some epochs.
