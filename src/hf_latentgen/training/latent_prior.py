@@ -125,11 +125,14 @@ def prior_parts(section: dict, dataset: str, data_dir: str | None) -> dict:
         data_dir: folder with local data files.
 
     Raises:
-        ValueError: there is no autoencoder, or its latents are not a single group.
+        ValueError: there is no such autoencoder, or its latents are not a single group.
     """
     if "autoencoder" not in section:
         raise ValueError("model.autoencoder must name the checkpoint of an autoencoder, got none")
-    autoencoder, processor = load_checkpoint(section["autoencoder"])
+    try:
+        autoencoder, processor = load_checkpoint(section["autoencoder"])
+    except OSError as error:
+        raise ValueError(f"cannot load model.autoencoder {section['autoencoder']}: {error}") from error
     if not isinstance(autoencoder, ImageAutoencoderModel):
         raise ValueError(f"model.autoencoder must be an autoencoder of images, got {type(autoencoder).__name__}")
     if len(autoencoder.latent_sizes) > 1:
