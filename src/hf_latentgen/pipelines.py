@@ -3,6 +3,7 @@
 import ast
 import json
 from pathlib import Path
+from typing import cast
 
 import diffusers
 from diffusers import SchedulerMixin
@@ -111,7 +112,8 @@ def _texts(stem: str, written: set[str]) -> list[str]:
     lines, before = source.splitlines(), []
     for node in ast.parse(source).body:
         if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module is not None:
-            lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+            for number in range(node.lineno, cast(int, node.end_lineno) + 1):
+                lines[number - 1] = ""
             if node.module not in written:
                 before += _texts(node.module, written)
     return [*before, "\n".join(lines).strip() + "\n"]

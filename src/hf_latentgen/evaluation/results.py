@@ -176,7 +176,7 @@ def evaluate_checkpoint(
         if pipe is None:
             pictures = _draw(model, train, test, results, seed)
         else:
-            pictures = latent_prior.draw(pipe, train, results, seed)
+            pictures = latent_prior.draw(pipe, cast(LevelsDataset, train), results, seed)
         for picture_name, picture in pictures.items():
             picture.save(staging / "images" / f"{picture_name}.png", optimize=True)
         # Drawn during training: what the model was like before it, and after some epochs.

@@ -146,7 +146,9 @@ class LatentGenPipeline(DiffusionPipeline):
             levels = self.model.sample(batch_size, **options)
         self.maybe_free_model_hooks()
         drawn = self._as(output_type, levels)
-        return ImagePipelineOutput(images=drawn) if return_dict else (drawn,)
+        if not return_dict:
+            return (drawn,)
+        return ImagePipelineOutput(images=drawn)  # pyright: ignore[reportArgumentType]
 
     @torch.no_grad()
     def prior_latents(
@@ -167,7 +169,8 @@ class LatentGenPipeline(DiffusionPipeline):
         shape = (batch_size, self.denoiser.config.latent_dim)
         sample = randn_tensor(shape, generator, self._execution_device, self.denoiser.dtype)
         sample = sample * self.scheduler.init_noise_sigma
-        for timestep in self.progress_bar(self.scheduler.timesteps):
+        bar = self.progress_bar(self.scheduler.timesteps)  # pyright: ignore[reportCallIssue]
+        for timestep in bar:  # pyright: ignore[reportGeneralTypeIssues]
             predicted = self.denoiser(self.scheduler.scale_model_input(sample, timestep), timestep).sample
             sample = self.scheduler.step(predicted, timestep, sample, generator=generator).prev_sample
         return self.denoiser.restore(sample)

@@ -2,6 +2,7 @@
 
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
@@ -66,7 +67,12 @@ class PriorTrainer(LatentTrainer):
             raise ValueError(f"sample_epochs must be empty for a latent prior, got {args.sample_epochs}")
         if args.metric_for_best_model == "bits_per_dim":
             args.metric_for_best_model = "velocity_mse"
-        super().__init__(model, args, compute_metrics=self._velocity_metrics, **kwargs)
+        super().__init__(
+            model,  # pyright: ignore[reportArgumentType]
+            args,
+            compute_metrics=self._velocity_metrics,
+            **kwargs,
+        )
         self.autoencoder = autoencoder
         self.scheduler = DDPMScheduler(
             beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False
@@ -89,7 +95,7 @@ class PriorTrainer(LatentTrainer):
         # Steps that end where training ends: at pure noise. Source: Lin et al. (2024), section 3.3.
         scheduler = DDIMScheduler.from_config(self.scheduler.config, timestep_spacing="trailing")
         processor = cast(LevelsImageProcessor, self.processing_class)
-        return LatentGenPipeline(self.autoencoder, processor, self.model, scheduler)
+        return LatentGenPipeline(self.autoencoder, processor, self.model, cast(DDIMScheduler, scheduler))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the pipeline with the averaged weights, or in a checkpoint what the training needs to go on."""
@@ -113,7 +119,7 @@ class PriorTrainer(LatentTrainer):
         return F.mse_loss(model(noisy, steps).sample.float(), velocity, reduction="none").mean(1)
 
     def _velocity_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        return {"velocity_mse": float(prediction.predictions.astype("float64").mean())}
+        return {"velocity_mse": float(cast(np.ndarray, prediction.predictions).astype("float64").mean())}
 
 
 def prior_parts(section: dict, dataset: str, data_dir: str | None) -> dict:
