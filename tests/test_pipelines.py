@@ -253,6 +253,12 @@ def test_checkpoints_of_other_kinds_are_refused(tmp_path):
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="bert must hold a model of images, .*got 'bert'"):
         LatentGenPipeline.from_pretrained(tmp_path / "bert")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model_index.json").write_text(
+        '{"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]}'
+    )
+    with pytest.raises(ValueError, match="other must hold a pipeline of a model and a processor, got DDPMPipeline"):
+        LatentGenPipeline.from_pretrained(tmp_path / "other")
     (tmp_path / "empty").mkdir()
     with pytest.raises((OSError, ValueError), match="empty"):
         LatentGenPipeline.from_pretrained(tmp_path / "empty")

@@ -66,6 +66,10 @@ class LatentGenPipeline(pipeline_latentgen.LatentGenPipeline):
             if not (folder / INDEX).is_file():
                 return cls(_load_model(folder, name), AutoImageProcessor.from_pretrained(folder))
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            if not {"model", "processor"} <= index.keys():
+                raise ValueError(
+                    f"{name} must hold a pipeline of a model and a processor, got {index.get('_class_name')}"
+                )
             parts = {"processor": AutoImageProcessor.from_pretrained(folder / "processor")}
             if index.get("denoiser", [None])[0] is not None:
                 parts["denoiser"] = LatentDenoiser.from_pretrained(folder / "denoiser", use_safetensors=True)
