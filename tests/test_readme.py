@@ -48,7 +48,7 @@ def find_blocks(pages: list[Path], language: str, root: Path = REPOSITORY) -> li
 def missing_weights(code: str, root: Path = REPOSITORY) -> list[str]:
     """The rows that an example loads and whose weights are not in the clone."""
     rows = set(HUB_ID.findall(code)) | set(re.findall(r"[\"']model_cards/([\w.-]+)[\"']", code))
-    return sorted(row for row in rows if not (root / "model_cards" / row / "model.safetensors").is_file())
+    return sorted(row for row in rows if not any((root / "model_cards" / row).rglob("*.safetensors")))
 
 
 def run_example(code: str, folder: Path, root: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:

@@ -18,10 +18,12 @@ from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.models.local_attention import local_attention, local_attention_reference
 from hf_latentgen.models.modeling_aae import AAEModel, AAEOutput
 from hf_latentgen.models.modeling_aae_classification import AAEForImageClassification
+from hf_latentgen.models.modeling_latent_denoiser import LatentDenoiser
 from hf_latentgen.models.modeling_local_transformer import LocalTransformerForCausalLM, LocalTransformerModel
 from hf_latentgen.models.modeling_local_transformer_image import LocalTransformerForImageGeneration
 from hf_latentgen.models.modeling_vae import VAEModel, VAEOutput
 from hf_latentgen.models.tokenization_bytes import ByteTokenizer
+from hf_latentgen.pipelines import LatentGenPipeline
 from hf_latentgen.training.adversarial import AdversarialTrainer
 from hf_latentgen.training.arguments import AdversarialTrainingArguments, LatentTrainingArguments
 from hf_latentgen.training.likelihood import LikelihoodTrainer
@@ -52,6 +54,8 @@ __all__ = [
     "AdversarialTrainingArguments",
     "ByteTokenizer",
     "ELBOTrainer",
+    "LatentDenoiser",
+    "LatentGenPipeline",
     "LatentTrainingArguments",
     "LevelsDataset",
     "LevelsImageProcessor",

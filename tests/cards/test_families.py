@@ -143,3 +143,43 @@ def test_snippets_of_adversarial_cards_run_offline(name, adversarial, classifier
     (snippet,) = re.findall(r"```python\n(.*?)```", str(render_card(chosen, REPO_ID)), re.DOTALL)
     exec(compile(snippet.replace(REPO_ID, str(tmp_path / "model")), "snippet", "exec"), {})
     assert (tmp_path / "styles.png").exists() == (name == "AAEForImageClassification")
+
+
+@pytest.fixture
+def prior(results):
+    """The results of a latent diffusion prior."""
+    other = change(results, ("row",), "prior_digits")
+    other["autoencoder"] = {"model_type": "latentgen_vae", "architectures": None, **CONFIG, "num_levels": 16}
+    other["model"] = {"model_type": "latentgen_prior", "autoencoder": "model_cards/vae_digits"}
+    other["model"] |= {"latent_dim": 2, "hidden_size": 64, "num_blocks": 3}
+    other["metrics"] = {"in_domain_frechet_distance": 25.125, "in_domain_frechet_distance_of_means": 26.5}
+    other["metrics"] |= {"in_domain_frechet_distance_of_own_prior": 81.25, "in_domain_coverage": 0.75}
+    other["diagnostics"] = {"in_domain_frechet_distance_of_means_of_encoded": 9.5}
+    other["reference"], other["floor"] = [], {}
+    other["history"] = [{"epoch": 1, "eval_velocity_mse": 0.99}, {"epoch": 2, "eval_velocity_mse": 0.92}]
+    return other
+
+
+def test_card_of_a_latent_prior(prior):
+    card = render_card(prior, REPO_ID, ["samples.png", "samples_own_prior.png"])
+    assert card.data.library_name == "diffusers"
+    for text in (
+        "A latent diffusion prior of 8x8 images of scikit-learn digits: a denoiser draws the latents",
+        "**Frechet distance, in-domain classifier 25.12**, 81.25 with the prior that the autoencoder was trained with.",
+        "| Frechet distance, in-domain classifier | measurement | 25.12 |",
+        "latents from the prior that the autoencoder was trained with | measurement | 81.25 |",
+        "decoder means instead of drawn pixels | measurement | 26.50 |",
+        "| in domain frechet distance of means of encoded | 9.50 |",
+        "0.9900 (epoch 1) at the first evaluation, 0.9200 (epoch 2) at the best",
+        f'LatentGenPipeline.from_pretrained("{REPO_ID}")',
+        "![Samples from the prior that the autoencoder was trained with](images/samples_own_prior.png)",
+    ):
+        assert text in str(card)
+    assert "bits/dim" not in str(card)
+
+
+def test_table_of_latent_priors(prior):
+    table = results_table([prior])
+    headers = "| Row | Data | Parameters | Frechet, diffusion | Frechet, own prior |"
+    assert table.startswith(f"Latent diffusion priors\n\n{headers}")
+    assert "| 12,345 | 25.12 | 81.25 | 0.750 | - | 2 min 07 s |" in table

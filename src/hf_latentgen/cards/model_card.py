@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -85,6 +85,12 @@ FURTHER_TAGS = {
     "local_transformer": ["byte-level", "local-attention"],
     "local_transformer_image": ["autoregressive", "local-attention", "image-generation"],
 }
+# What the end of a name adds to its metric.
+VARIANTS = {
+    "_of_own_prior": "latents from the prior that the autoencoder was trained with",
+    "_of_encoded": "latents of training images",
+    "_of_means": "decoder means instead of drawn pixels",
+}
 MODEL_CLASSES = {
     "vae": "VAEModel",
     "aae": "AAEModel",
@@ -146,6 +152,8 @@ CAPTIONS = {
     "samples.png": "Samples from the prior",
     "samples_mode.png": "The same latents, the most likely level of each pixel",
     "samples_mean.png": "The same latents, the mean level of each pixel",
+    "samples_own_prior.png": "Samples from the prior that the autoencoder was trained with",
+    "samples_own_prior_mean.png": "The same latents, the mean level of each pixel",
     "samples_above_nearest_training_images.png": "Samples, each above the training image nearest to it",
     "reconstructions.png": "Test images, each above its reconstruction from the latent mean",
     "completions.png": "Test images on the left, and ways to go on from their upper halves",
@@ -214,7 +222,7 @@ def render_card(
         known = sorted(path.name for path in folder.glob("*.md.jinja"))
         raise ValueError(f"model.model_type {results['model']['model_type']!r} has no template, there are {known}")
     pictures = ["samples.png", "reconstructions.png", "history.png"] if pictures is None else list(pictures)
-    config = AutoConfig.for_model(**results["model"])
+    config = AutoConfig.for_model(**image_model(results))
     data = data_source(results["dataset"])
     # Not every row has further numbers that tell whether to trust its scores.
     diagnostics = results.get("diagnostics", {})
@@ -280,6 +288,10 @@ def describe_metric(key: str) -> Metric:
         base = METRICS[quantity]
         title = "Negative log-likelihood" if quantity == "nll_nats" else "Bits per dimension"
         return Metric(f"{title}, K = {num_samples} importance samples", base.unit, base.decimals, "tighter upper bound")
+    for ending, words in VARIANTS.items():
+        if key.endswith(ending):
+            base = describe_metric(key.removesuffix(ending))
+            return replace(base, title=f"{base.title}; {words}")
     return METRICS.get(key, Metric(_words(key), "", 4, "measurement"))
 
 
@@ -334,7 +346,7 @@ def _metadata(results: dict, data: DataSource, pictures: Sequence[str]) -> Model
     ]
     return ModelCardData(
         license="apache-2.0",
-        library_name="transformers",
+        library_name="diffusers" if family(results) == "prior" else "transformers",
         pipeline_tag=task,
         language="en" if results["dataset"] == "tinyshakespeare" else None,
         model_name=results["row"],
@@ -386,7 +398,12 @@ def best_floor(results: dict) -> tuple[str, float]:
 def data_title(results: dict) -> str:
     """Title of the data set and the number of levels of a row."""
     title = data_source(results["dataset"]).title
-    return title if reads_text(results) else f"{title}, {results['model']['num_levels']} levels"
+    return title if reads_text(results) else f"{title}, {image_model(results)['num_levels']} levels"
+
+
+def image_model(results: dict) -> dict:
+    """Fields of the configuration of the model that draws pixels or bytes: of a prior, its autoencoder's."""
+    return results.get("autoencoder") or results["model"]
 
 
 def _history_metric(history: Sequence[dict]) -> tuple[str, str]:
@@ -394,6 +411,8 @@ def _history_metric(history: Sequence[dict]) -> tuple[str, str]:
     scored = {name for entry in history for name in entry}
     if "eval_reconstruction_loss" in scored:
         return "eval_reconstruction_loss", "reconstruction loss"
+    if "eval_velocity_mse" in scored:
+        return "eval_velocity_mse", "mean squared error of the velocity"
     if "eval_bits_per_byte" in scored:
         return "eval_bits_per_byte", "bits/byte"
     return "eval_bits_per_dim", "bits/dim"

@@ -17,6 +17,7 @@ from hf_latentgen.cards.model_card import (
 FAMILIES = {
     "vae": "Variational autoencoders",
     "aae": "Adversarial autoencoders",
+    "prior": "Latent diffusion priors",
     "local_transformer_image": "Local-attention transformers over pixels",
     "local_transformer": "Local-attention transformers over bytes",
 }
@@ -72,6 +73,22 @@ def _aae_columns(results: dict, folder: str) -> dict[str, str]:
     }
 
 
+def _prior_columns(results: dict, folder: str) -> dict[str, str]:
+    """Cells of a latent diffusion prior, beside the prior that its autoencoder was trained with."""
+    names = {"Frechet": "in_domain_frechet_distance", "Coverage": "in_domain_coverage"}
+    scores = {}
+    for title, metric in names.items():
+        scores[f"{title}, diffusion"] = cell(results, metric)
+        scores[f"{title}, own prior"] = cell(results, f"{metric}_of_own_prior")
+    return {
+        "Row": _link(results, folder),
+        "Data": data_title(results),
+        "Parameters": f"{results['num_parameters']:,}",
+        **scores,
+        "Training": duration(results["train_seconds"]),
+    }
+
+
 def _local_columns(results: dict, folder: str) -> dict[str, str]:
     """Cells of a local-attention transformer, over pixels or bytes, by the title of their column."""
     if reads_text(results):
@@ -92,6 +109,7 @@ def _local_columns(results: dict, folder: str) -> dict[str, str]:
 COLUMNS = {
     "vae": _vae_columns,
     "aae": _aae_columns,
+    "prior": _prior_columns,
     "local_transformer_image": _local_columns,
     "local_transformer": _local_columns,
 }

@@ -148,7 +148,7 @@ def in_domain_scores(
     seen = train.levels[spread_indices(len(train), min(len(test), len(train)))]
     features, classes = {}, {}
     for name, levels in (("real", real), ("fake", fake), ("seen", seen)):
-        features[name], classes[name] = _features(classifier, levels.clamp(0, num_levels - 1), batch_size)
+        features[name], classes[name] = classifier_features(classifier, levels.clamp(0, num_levels - 1), batch_size)
     num_classes = classifier.config.num_classes
     coverage = coverage_and_recall(features["real"], features["fake"])
     scores = {
@@ -167,7 +167,9 @@ def in_domain_scores(
 
 
 @torch.no_grad()
-def _features(classifier: AAEForImageClassification, levels: Tensor, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+def classifier_features(
+    classifier: AAEForImageClassification, levels: Tensor, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Features before the last layer [N, F] and most likely classes [N] of images."""
     classifier.eval()
     features, classes = [], []

@@ -18,13 +18,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_latentgen.cards.publishing import CONFIGS
 from hf_latentgen.data import LevelsDataset, load_images
-from hf_latentgen.evaluation import aae, autoregressive, text, vae
+from hf_latentgen.evaluation import aae, autoregressive, latent_prior, text, vae
 from hf_latentgen.evaluation.baselines import floor_scores
 from hf_latentgen.evaluation.checkpoints import load_checkpoint, read_run_record
 from hf_latentgen.evaluation.clusters import classification_error
 from hf_latentgen.evaluation.pictures import likelihood_history
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
-from hf_latentgen.models.auto import WEIGHTS
+from hf_latentgen.models.auto import PROCESSOR_CONFIGS, WEIGHTS
 from hf_latentgen.models.configuration_aae import AAEConfig
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.models.modeling_aae import AAEModel
@@ -33,9 +33,19 @@ from hf_latentgen.models.modeling_local_transformer import LocalTransformerForCa
 from hf_latentgen.models.modeling_local_transformer_image import LocalTransformerForImageGeneration
 from hf_latentgen.models.modeling_vae import VAEModel
 from hf_latentgen.models.tokenization_bytes import ByteTokenizer
+from hf_latentgen.pipelines import INDEX, LatentGenPipeline
 
 # Larger weights belong on the Hub, not into a git repository.
 MAX_WEIGHT_BYTES = 3 * 2**20
+# What a row keeps of a checkpoint: a model, or a pipeline with its parts.
+MODEL_FILES = (*CONFIGS, WEIGHTS)
+PIPELINE_FILES = (
+    INDEX,
+    *(f"model/{name}" for name in ("config.json", WEIGHTS)),
+    *(f"processor/{name}" for name in PROCESSOR_CONFIGS),
+    *(f"denoiser/{name}" for name in ("config.json", "diffusion_pytorch_model.safetensors")),
+    "scheduler/scheduler_config.json",
+)
 
 
 def evaluate_checkpoint(
@@ -63,8 +73,8 @@ def evaluate_checkpoint(
         batch_size: images at once.
         num_importance_samples: K of the importance-weighted estimate of a VAE.
         compile_likelihood: compile the pass of that estimate; on a CPU it needs a C++ compiler.
-        classifier: folder or Hub id of the in-domain classifier that judges the samples of an adversarial autoencoder;
-            without one these scores are left out.
+        classifier: folder or Hub id of the in-domain classifier that judges the samples of an adversarial autoencoder,
+            for which these scores are left out without one, and of a latent diffusion prior, which needs it.
         draws: classifiers of the same recipe trained with other draws of the labelled images; their errors, with that
             of the checkpoint, give a mean and a spread.
         data_dir: folder with local data files.
@@ -81,7 +91,10 @@ def evaluate_checkpoint(
             raise ValueError(f"{name} must be at least 1, got {value}")
     started = time.monotonic()
     run = read_run_record(checkpoint)
-    model, processor = load_checkpoint(checkpoint)
+    pipe = LatentGenPipeline.from_pretrained(checkpoint) if Path(checkpoint, INDEX).is_file() else None
+    model, processor = load_checkpoint(checkpoint) if pipe is None else (pipe.model, pipe.processor)
+    if pipe is not None and (pipe.denoiser is None or classifier is None):
+        raise ValueError("a pipeline must have a denoiser, and be judged by a classifier, got one without the other")
     folder = Path(output_dir or Path("model_cards", run["row"]))
     staging = _make_staging_folder(folder)
     try:
@@ -99,11 +112,18 @@ def evaluate_checkpoint(
             test, train, validation = (
                 _load(name, part, processor, data_dir) for part in (split, "train", "validation")
             )
-            # Codes without a network have a likelihood, and an adversarial autoencoder has none.
+            # Codes without a network have a likelihood; an adversarial autoencoder, and samples alone, have none.
             seen = torch.cat([train.levels, validation.levels]).numpy()
             is_adversarial = isinstance(model, AAEModel)
-            floor = {} if is_adversarial else floor_scores(seen, test.levels.numpy(), model.config.num_levels)
-            if isinstance(model, VAEModel):
+            floor = (
+                {}
+                if is_adversarial or pipe is not None
+                else floor_scores(seen, test.levels.numpy(), model.config.num_levels)
+            )
+            if pipe is not None:
+                judge = _load_classifier(cast(str, classifier))
+                metrics, diagnostics = latent_prior.measure(pipe, train, test, judge, batch_size, seed)
+            elif isinstance(model, VAEModel):
                 if compile_likelihood:
                     # Convolutions compile best with the channels last.
                     torch.nn.Module.to(model, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -132,11 +152,12 @@ def evaluate_checkpoint(
             "diagnostics": diagnostics,
             "reference": reference,
             "floor": floor,
-            "num_parameters": model.num_parameters(),
+            "num_parameters": model.num_parameters() if pipe is None else pipe.denoiser.num_parameters(),
             "num_labelled": run["dataset"].get("num_labelled"),
             "test_errors_of_draws": errors,
             "sample_text": sample,
-            "model": _config_fields(model.config),
+            "model": _config_fields(model.config) if pipe is None else run["model"] | latent_prior.fields(pipe),
+            "autoencoder": None if pipe is None else _config_fields(model.config),
             "training": run["training"],
             "history": run["history"],
             "train_command": run["train_command"],
@@ -155,7 +176,10 @@ def evaluate_checkpoint(
             },
         }
         (staging / "images").mkdir()
-        pictures = _draw(model, train, test, results, seed)
+        if pipe is None:
+            pictures = _draw(model, train, test, results, seed)
+        else:
+            pictures = latent_prior.draw(pipe, cast(LevelsDataset, train), results, seed)
         for picture_name, picture in pictures.items():
             picture.save(staging / "images" / f"{picture_name}.png", optimize=True)
         # Drawn during training: what the model was like before it, and after some epochs.
@@ -228,13 +252,14 @@ def _publish(staging: Path, checkpoint: Path, folder: Path) -> None:
     """Moves the staged files, and copies of those of the model, to `folder`; `results.json` comes last."""
     folder.mkdir(parents=True, exist_ok=True)
     if checkpoint.resolve() != folder.resolve():
-        for name in (*CONFIGS, WEIGHTS):
-            source = checkpoint / name
-            if source.is_file() and (name != WEIGHTS or source.stat().st_size < MAX_WEIGHT_BYTES):
-                shutil.copyfile(source, staging / name)
+        for name in (*MODEL_FILES, *PIPELINE_FILES):
+            source, target = checkpoint / name, staging / name
+            if source.is_file() and (source.suffix != ".safetensors" or source.stat().st_size < MAX_WEIGHT_BYTES):
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(source, target)
             else:
                 (folder / name).unlink(missing_ok=True)
-    if (folder / "images").exists():
-        shutil.rmtree(folder / "images")
     for path in sorted(staging.iterdir(), key=lambda path: path.name == "results.json"):
+        if path.is_dir() and (folder / path.name).exists():
+            shutil.rmtree(folder / path.name)
         path.rename(folder / path.name)

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf-latentgen authors. Apache-2.0.
 """The local-attention transformer over pixels: an exact likelihood of images, one pixel after the other."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -96,6 +97,7 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         output: str = "sample",
         temperature: float = 1.0,
         labels: Tensor | None = None,
+        progress: Callable[[range], Iterable[int]] = iter,
     ) -> Tensor:
         """Images drawn pixel by pixel, as levels. [num_images, C, H, W]. Arguments and errors as in `complete`.
 
@@ -105,7 +107,7 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         check_at_least("num_images", num_images, 1)
         size = self.config.image_size
         blank = torch.zeros(num_images, self.config.num_channels, size, size, dtype=torch.int64, device=self.device)
-        return self.complete(blank, 0, generator, output, temperature, labels)
+        return self.complete(blank, 0, generator, output, temperature, labels, progress)
 
     @torch.no_grad()
     def complete(
@@ -116,6 +118,7 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         output: str = "sample",
         temperature: float = 1.0,
         labels: Tensor | None = None,
+        progress: Callable[[range], Iterable[int]] = iter,
     ) -> Tensor:
         """Images whose first rows are given and whose others are drawn, as levels. [B, C, H, W].
 
@@ -127,6 +130,7 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
                 expected value of each given those before, a real number.
             temperature: the logits are divided by it.
             labels: classes, for a class-conditional model; drawn when None. [B].
+            progress: goes through the positions that are drawn, as `tqdm` does.
 
         Raises:
             ValueError: an argument is out of range.
@@ -150,7 +154,7 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         cache = DynamicCache(config=config)
         start = int(rows) * config.row_length
         known = 0
-        for position in range(start, values.shape[1]):
+        for position in progress(range(start, values.shape[1])):
             # The first step reads all given rows at once.
             probabilities = self._next(values, labels, known, position + 1, cache, temperature)
             known = position + 1

@@ -36,6 +36,7 @@ from hf_latentgen.models.tokenization_bytes import ByteTokenizer
 from hf_latentgen.training.adversarial import AdversarialTrainer
 from hf_latentgen.training.arguments import AdversarialTrainingArguments, LatentTrainingArguments
 from hf_latentgen.training.few_labels import FewLabelsDataset
+from hf_latentgen.training.latent_prior import PRIOR_KEYS, PRIOR_TYPE, PriorTrainer, prior_parts
 from hf_latentgen.training.likelihood import LikelihoodTrainer
 from hf_latentgen.training.trainer import ELBOTrainer, LatentTrainer, complete_checkpoints
 
@@ -62,7 +63,8 @@ class Recipe:
         overrides: `section.key=value` words given on the command line.
         dataset: `name`, a data set name or folder, and `streaming`; for a classifier with few labels `num_labelled`,
             `labelled_per_batch` and `label_seed`, the arguments of [`FewLabelsDataset`]; for a text `block_size`.
-        model: `model_type`, the fields of its config, and `architectures` with the class of a classifier.
+        model: `model_type`, the fields of its config, and `architectures` with the class of a classifier; for a latent
+            diffusion prior `autoencoder`, the checkpoint whose latents it learns, and the fields of its denoiser.
         training: fields of [`LatentTrainingArguments`], or of [`AdversarialTrainingArguments`].
         reference: published values that the row is compared with, each with `name`, `metric`, `value`, `source`.
     """
@@ -84,6 +86,11 @@ class Recipe:
         """Class of the training arguments."""
         is_adversarial = self.model["model_type"] == AAEConfig.model_type
         return AdversarialTrainingArguments if is_adversarial else LatentTrainingArguments
+
+    @property
+    def is_prior(self) -> bool:
+        """Whether a latent diffusion prior is trained."""
+        return self.model["model_type"] == PRIOR_TYPE
 
     @property
     def reads_text(self) -> bool:
@@ -116,12 +123,15 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         if not isinstance(section, kind):
             raise ValueError(f"{name} in {path} must be a {kind.__name__}, got {section!r}")
     model_type = sections["model"].setdefault("model_type", "latentgen_vae")
-    _check_model_type("model.model_type", model_type)
-    config_class = CONFIG_MAPPING[model_type]
-    known = ["model_type", "num_labels", *(field.name for field in fields(config_class))]
-    _check_keys("model.", sections["model"], known)
     recipe = Recipe(path, list(overrides or []), **sections)
-    _check_keys("dataset.", recipe.dataset, TEXT_KEYS if recipe.reads_text else IMAGE_KEYS)
+    if recipe.is_prior:
+        known, dataset_keys = PRIOR_KEYS, ("name",)
+    else:
+        _check_model_type("model.model_type", model_type, (*MODEL_TYPES, PRIOR_TYPE))
+        known = ["model_type", "num_labels", *(field.name for field in fields(CONFIG_MAPPING[model_type]))]
+        dataset_keys = TEXT_KEYS if recipe.reads_text else IMAGE_KEYS
+    _check_keys("model.", recipe.model, known)
+    _check_keys("dataset.", recipe.dataset, dataset_keys)
     _check_keys("training.", sections["training"], [field.name for field in fields(recipe.arguments_class)])
     return recipe
 
@@ -155,22 +165,18 @@ def train_recipe(
         raise ValueError(f"{output_dir} holds {last_checkpoint.name} already: resume it, or name another output folder")
     arguments = recipe.arguments_class(output_dir=str(output_dir), **recipe.training)
     set_seed(arguments.seed)
-    model, processor = _model_and_processor(recipe, checkpoint)
-    if isinstance(processor, ByteTokenizer):
-        training, validation = _token_blocks(recipe, data_dir, arguments.seed)
-    else:
-        training, validation = _levels(recipe, model, processor, data_dir, arguments.seed)
+    parts = _trainer_parts(recipe, data_dir, checkpoint, arguments.seed)
+    trainer_class = PriorTrainer if recipe.is_prior else TRAINERS[recipe.model["model_type"]]
     # Only now, so that a mistake in the recipe leaves no folder behind.
     _make_writable(output_dir)
-    trainer = TRAINERS[model.config.model_type](
-        model, arguments, train_dataset=training, eval_dataset=validation, processing_class=processor
-    )
+    trainer = trainer_class(args=arguments, **parts)
+    model = trainer.model
     # Noted before training: the source tree may move on during a long one.
     commit = git_commit()
     trainer.train(resume_from_checkpoint=str(last_checkpoint) if resume else None)
     if isinstance(model, AAEForImageClassification) and model.config.num_clusters is not None:
         with trainer.evaluated_weights():
-            model.config.cluster_labels = name_clusters(model, cast(LevelsDataset, validation))
+            model.config.cluster_labels = name_clusters(model, cast(LevelsDataset, parts["eval_dataset"]))
     trainer.save_model()
     if trainer.is_world_process_zero():
         record = run_record(trainer, recipe, checkpoint, commit)
@@ -197,10 +203,30 @@ def run_record(trainer: LatentTrainer, recipe: Recipe, checkpoint: str | None, c
         "versions": versions(),
         "git_commit": commit,
         "dataset": recipe.dataset,
+        "model": recipe.model,
         "training": recipe.training,
         "num_parameters": trainer.model.num_parameters(),
         "reference": recipe.reference,
         "history": [{key: value for key, value in entry.items() if key not in unwanted} for entry in evaluations],
+    }
+
+
+def _trainer_parts(recipe: Recipe, data_dir: str | None, checkpoint: str | None, seed: int) -> dict:
+    """Arguments of the trainer by name, but for those of the training: the model, its processor and its data."""
+    if recipe.is_prior:
+        if checkpoint is not None:
+            raise ValueError(f"a latent diffusion prior starts from a new denoiser, not from {checkpoint}")
+        return prior_parts(recipe.model, recipe.dataset["name"], data_dir)
+    model, processor = _model_and_processor(recipe, checkpoint)
+    if isinstance(processor, ByteTokenizer):
+        training, validation = _token_blocks(recipe, data_dir, seed)
+    else:
+        training, validation = _levels(recipe, model, processor, data_dir, seed)
+    return {
+        "model": model,
+        "train_dataset": training,
+        "eval_dataset": validation,
+        "processing_class": processor,
     }
 
 
@@ -291,10 +317,10 @@ def _make_writable(folder: Path) -> None:
         raise PermissionError(f"the output folder {folder} is not writable: {error}") from error
 
 
-def _check_model_type(field: str, model_type: str) -> None:
+def _check_model_type(field: str, model_type: str, allowed: tuple[str, ...] = MODEL_TYPES) -> None:
     """Raises `ValueError` unless a model type is one of this package."""
-    if model_type not in MODEL_TYPES:
-        raise ValueError(f"{field} must be one of {MODEL_TYPES}, got {model_type!r}")
+    if model_type not in allowed:
+        raise ValueError(f"{field} must be one of {allowed}, got {model_type!r}")
 
 
 def _check_keys(section: str, given: dict, allowed: Iterable[str]) -> None:

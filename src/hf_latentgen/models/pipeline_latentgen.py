@@ -1,0 +1,203 @@
+# Copyright 2026 The hf-latentgen authors. Apache-2.0.
+"""The pipeline that draws images. It imports nothing of the package, so that a checkpoint can carry it as one file."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+from transformers import BaseImageProcessor, PreTrainedModel
+
+OUTPUT_TYPES = ("pil", "np", "pt")
+NUM_INFERENCE_STEPS = 50
+# Names, not classes: beside a published checkpoint a model comes from a file of its own. AutoModel loads the first
+# three alike, and only these draw images.
+AUTOENCODERS = ("VAEModel", "AAEModel", "AAEForImageClassification")
+PIXEL_TRANSFORMER = "LocalTransformerForImageGeneration"
+
+
+class LatentGenPipeline(DiffusionPipeline):
+    """Draws images from an image model: a VAE, an adversarial autoencoder, or a transformer over pixels.
+
+    With a denoiser and a scheduler the latents of an autoencoder come from a diffusion over latents, and not from the
+    prior that the autoencoder was trained with.
+
+    Args:
+        model: the image model.
+        processor: its image processor.
+        denoiser: a [`LatentDenoiser`] trained on the latents of `model`, or None.
+        scheduler: the scheduler of diffusers that takes the steps, where there is a denoiser.
+
+    Raises:
+        ValueError: the model draws no images, or the parts do not fit together.
+    """
+
+    model_cpu_offload_seq = "denoiser->model"
+    _optional_components = ["denoiser", "scheduler"]
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: BaseImageProcessor,
+        denoiser: ModelMixin | None = None,
+        scheduler: SchedulerMixin | None = None,
+    ):
+        super().__init__()
+        self.kind = type(model).__name__
+        if self.kind not in (*AUTOENCODERS, PIXEL_TRANSFORMER):
+            raise ValueError(f"model must be one of {(*AUTOENCODERS, PIXEL_TRANSFORMER)}, got {self.kind}")
+        if (denoiser is None) != (scheduler is None):
+            raise ValueError("denoiser and scheduler must be given together, got one of them")
+        if denoiser is not None:
+            if self.kind == PIXEL_TRANSFORMER:
+                raise ValueError(f"denoiser must be None for {PIXEL_TRANSFORMER}, which has no latents")
+            if denoiser.config.latent_dim != model.num_latents:
+                expected = f"the {model.num_latents} latents of the model"
+                raise ValueError(f"denoiser must be one of {expected}, got one of {denoiser.config.latent_dim}")
+        self.register_modules(model=model.eval(), processor=processor, denoiser=denoiser, scheduler=scheduler)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes that an image can be asked of, or None for a model that cannot be asked."""
+        if self.denoiser is not None:
+            return None
+        if self.kind == "AAEForImageClassification":
+            return self.model.num_codes
+        is_conditional = self.kind == PIXEL_TRANSFORMER and self.model.config.is_class_conditional
+        return self.model.config.num_labels if is_conditional else None
+
+    @property
+    def has_temperature(self) -> bool:
+        """Whether the model has a temperature: not an adversarial autoencoder, nor latents that a denoiser draws."""
+        return self.denoiser is None and self.kind in ("VAEModel", PIXEL_TRANSFORMER)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        generator: torch.Generator | None = None,
+        num_inference_steps: int | None = None,
+        temperature: float = 1.0,
+        class_labels: int | Sequence[int] | Tensor | None = None,
+        images: Image.Image | np.ndarray | Tensor | Sequence | None = None,
+        rows: int | None = None,
+        output: str = "sample",
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        """Drawn images, as `.images` or, without `return_dict`, as a tuple of one element.
+
+        Args:
+            batch_size: how many images; with `images`, how many completions of each, which stand side by side.
+            generator: source of all noise.
+            num_inference_steps: denoising steps, where there is a denoiser; 50 when None.
+            temperature: the standard deviation of the latents of a VAE, or what the logits of a pixel transformer are
+                divided by. It must be 1 where there is no such thing.
+            class_labels: class of all images, or one for each (of `images`, where there are any), for a model that has
+                classes: those of its labels, or the clusters of a model with clusters. Drawn when None.
+            images: images whose upper rows are kept while a pixel transformer draws the others.
+            rows: how many rows of `images` are kept; the upper half when None.
+            output: draw each pixel ("sample"), or take the "mode" or the "mean" of its distribution.
+            output_type: "pil" for PIL images, "np" for values in [0, 1], [B, H, W, C], or "pt" for the levels that the
+                model draws, [B, C, H, W].
+            return_dict: return an `ImagePipelineOutput`.
+
+        Raises:
+            ValueError: an argument is out of range, or the model has no use for it.
+        """
+        if batch_size != int(batch_size) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size}")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        if temperature != 1 and not self.has_temperature:
+            kind = self.kind if self.denoiser is None else "latents that a denoiser draws"
+            raise ValueError(f"temperature must be 1 for {kind}, got {temperature}")
+        if self.denoiser is None and num_inference_steps is not None:
+            raise ValueError(f"num_inference_steps must be None without a denoiser, got {num_inference_steps}")
+        if images is None and rows is not None:
+            raise ValueError(f"rows must be None without images to complete, got {rows}")
+        if images is not None and self.kind != PIXEL_TRANSFORMER:
+            raise ValueError(f"images can be completed by {PIXEL_TRANSFORMER} only, got {self.kind}")
+        options = {"generator": generator, "output": output}
+        if self.has_temperature:
+            options["temperature"] = temperature
+        if self.kind == PIXEL_TRANSFORMER:
+            options["progress"] = self.progress_bar
+        if images is not None:
+            given = self.processor(images, return_tensors="pt")["pixel_values"].to(self._execution_device)
+            labels = self._labels(class_labels, len(given))
+            if labels is not None:
+                options["labels"] = labels.repeat_interleave(batch_size)
+            rows = self.model.config.image_size // 2 if rows is None else rows
+            levels = self.model.complete(given.repeat_interleave(batch_size, 0), rows, **options)
+        elif self.denoiser is not None:
+            self._labels(class_labels, batch_size)
+            latents = self.prior_latents(batch_size, generator, num_inference_steps)
+            levels = self.model.decode(latents).draw(output, generator)
+        else:
+            labels = self._labels(class_labels, batch_size)
+            if labels is not None:
+                options["labels"] = labels
+            levels = self.model.sample(batch_size, **options)
+        self.maybe_free_model_hooks()
+        drawn = self._as(output_type, levels)
+        if not return_dict:
+            return (drawn,)
+        return ImagePipelineOutput(images=drawn)  # pyright: ignore[reportArgumentType]
+
+    @torch.no_grad()
+    def prior_latents(
+        self, batch_size: int, generator: torch.Generator | None = None, num_inference_steps: int | None = None
+    ) -> Tensor:
+        """Latents that the denoiser draws, from noise to those that the model decodes. [batch_size, latent_dim].
+
+        Raises:
+            ValueError: there is no denoiser, or the steps are fewer than 1 or more than those of the training.
+        """
+        if self.denoiser is None:
+            raise ValueError("denoiser must be there for latents of a diffusion prior, got None")
+        steps = NUM_INFERENCE_STEPS if num_inference_steps is None else num_inference_steps
+        most = self.scheduler.config.num_train_timesteps
+        if steps != int(steps) or not 1 <= steps <= most:
+            raise ValueError(f"num_inference_steps must be a whole number in 1 ... {most}, got {num_inference_steps}")
+        self.scheduler.set_timesteps(steps, device=self._execution_device)
+        shape = (batch_size, self.denoiser.config.latent_dim)
+        sample = randn_tensor(shape, generator, self._execution_device, self.denoiser.dtype)
+        sample = sample * self.scheduler.init_noise_sigma
+        bar = self.progress_bar(self.scheduler.timesteps)  # pyright: ignore[reportCallIssue]
+        for timestep in bar:  # pyright: ignore[reportGeneralTypeIssues]
+            predicted = self.denoiser(self.scheduler.scale_model_input(sample, timestep), timestep).sample
+            sample = self.scheduler.step(predicted, timestep, sample, generator=generator).prev_sample
+        return self.denoiser.restore(sample)
+
+    def _labels(self, class_labels: int | Sequence[int] | Tensor | None, count: int) -> Tensor | None:
+        """The classes of `count` images, on the device of the model. [count]."""
+        if class_labels is None:
+            return None
+        if self.num_classes is None:
+            raise ValueError(
+                f"class_labels must be None for a model that has no classes to ask for, got {class_labels}"
+            )
+        labels = torch.as_tensor(class_labels)
+        labels = labels.expand(count) if labels.ndim == 0 else labels
+        if tuple(labels.shape) != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ValueError(f"class_labels must be a class or {count} of them, whole numbers, got {class_labels}")
+        if ((labels < 0) | (labels >= self.num_classes)).any():
+            raise ValueError(f"class_labels must be in 0 ... {self.num_classes - 1}, got {class_labels}")
+        return labels.to(self._execution_device)
+
+    def _as(self, output_type: str, levels: Tensor) -> list[Image.Image] | np.ndarray | Tensor:
+        """The levels as the given type."""
+        if output_type == "pt":
+            return levels
+        # A mean over levels can leave the range by a rounding error.
+        last_level = self.model.config.num_levels - 1
+        levels = levels.clamp(0, last_level)
+        if output_type == "pil":
+            return self.processor.post_process_images(levels)
+        return (levels.movedim(1, -1).float() / last_level).cpu().numpy()

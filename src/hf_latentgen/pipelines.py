@@ -1,0 +1,144 @@
+"""Loading a pipeline, and writing one together with the code that loads it where this package is not installed."""
+
+import ast
+import json
+from pathlib import Path
+from typing import cast
+
+import diffusers
+from diffusers import SchedulerMixin
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
+
+from hf_latentgen.models import pipeline_latentgen
+from hf_latentgen.models.auto import MODEL_TYPES, auto_class, reads_text
+from hf_latentgen.models.modeling_latent_denoiser import LatentDenoiser
+
+INDEX = "model_index.json"
+# Nothing else is fetched: no code and no pickle.
+FILES = ("*.json", "*.safetensors")
+# diffusers looks for the class of a pipeline in a file of this name.
+PIPELINE_FILE = "pipeline.py"
+
+
+class LatentGenPipeline(pipeline_latentgen.LatentGenPipeline):
+    """Draws images from an image model; [`pipeline_latentgen.LatentGenPipeline`] with the loading of checkpoints."""
+
+    @classmethod
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> "LatentGenPipeline":
+        """The pipeline in a folder or in a repository on the Hub: one that was saved, or one around a plain model.
+
+        Only this package's code runs, whatever the repository holds.
+
+        Args:
+            pretrained_model_name_or_path: folder, or name on the Hub, of a pipeline or of an image model.
+            revision: branch, tag or commit of a repository on the Hub.
+            token: access token, for a private repository.
+            cache_dir: where files of the Hub are kept.
+            local_files_only: use what was downloaded before.
+
+        Raises:
+            OSError: there is no such repository, or a file is missing.
+            ValueError: the checkpoint is no image model of this package, or a file is damaged.
+        """
+        name = str(pretrained_model_name_or_path)
+        folder = Path(name)
+        if not folder.is_dir():
+            found = snapshot_download(
+                name,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                allow_patterns=list(FILES),
+            )
+            folder = Path(found)
+        try:
+            if not (folder / INDEX).is_file():
+                return cls(_load_model(folder, name), AutoImageProcessor.from_pretrained(folder))
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            if not {"model", "processor"} <= index.keys():
+                raise ValueError(
+                    f"{name} must hold a pipeline of a model and a processor, got {index.get('_class_name')}"
+                )
+            parts = {"processor": AutoImageProcessor.from_pretrained(folder / "processor")}
+            if index.get("denoiser", [None])[0] is not None:
+                parts["denoiser"] = LatentDenoiser.from_pretrained(folder / "denoiser", use_safetensors=True)
+                parts["scheduler"] = _scheduler_class(index).from_pretrained(folder / "scheduler")
+            return cls(_load_model(folder / "model", name), **parts)
+        except (json.JSONDecodeError, SafetensorError) as error:
+            raise ValueError(f"{name} holds a damaged file: {error}") from error
+
+
+def save_with_code(pipe: pipeline_latentgen.LatentGenPipeline, folder: str | Path) -> Path:
+    """The folder with the pipeline and the code that loads it where this package is not installed:
+
+        DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+
+    Each part lies in a folder of its own beside the one file that its class needs, with everything that the file
+    imports of the package copied into it: diffusers fetches no second one.
+    """
+    folder = Path(folder)
+    pipe.save_pretrained(folder)
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    for name, part in pipe.components.items():
+        module = type(part).__module__
+        if part is not None and module.split(".")[0] not in ("diffusers", "transformers"):
+            stem = module.split(".")[-1]
+            (folder / name / f"{stem}.py").write_text(single_file(stem), encoding="utf-8")
+            index[name] = [stem, type(part).__name__]
+    stem = pipeline_latentgen.__name__.split(".")[-1]
+    (folder / PIPELINE_FILE).write_text(single_file(stem), encoding="utf-8")
+    index["_class_name"] = [Path(PIPELINE_FILE).stem, pipeline_latentgen.LatentGenPipeline.__name__]
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return folder
+
+
+def single_file(stem: str) -> str:
+    """Text of a file in `models/` with those of the files that it imports from there in front, each once."""
+    return "\n\n".join(_texts(stem, set()))
+
+
+def _texts(stem: str, written: set[str]) -> list[str]:
+    """Texts of a file and of what it imports that is not in `written`, without imports of each other."""
+    written.add(stem)
+    path = Path(pipeline_latentgen.__file__).with_name(f"{stem}.py")
+    source = path.read_text(encoding="utf-8")
+    lines, before = source.splitlines(), []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module is not None:
+            for number in range(node.lineno, cast(int, node.end_lineno) + 1):
+                lines[number - 1] = ""
+            if node.module not in written:
+                before += _texts(node.module, written)
+    return [*before, "\n".join(lines).strip() + "\n"]
+
+
+def _load_model(folder: Path, name: str) -> PreTrainedModel:
+    """The image model in a folder; `name` is what the user called it."""
+    config = AutoConfig.from_pretrained(folder)
+    images = [model_type for model_type in MODEL_TYPES if not reads_text(model_type)]
+    if config.model_type not in images:
+        raise ValueError(f"{name} must hold a model of images, of the type {images}, got {config.model_type!r}")
+    try:
+        return auto_class(config).from_pretrained(folder, use_safetensors=True)
+    except RuntimeError as error:
+        raise ValueError(f"the weights of {name} do not fit its config.json: {error}") from error
+
+
+def _scheduler_class(index: dict) -> type[SchedulerMixin]:
+    """The class of the scheduler that a `model_index.json` names, one of diffusers' own."""
+    library, name = index.get("scheduler", (None, None))
+    found = getattr(diffusers, str(name), None) if library == "diffusers" else None
+    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
+        raise ValueError(f"{INDEX} must name a scheduler of diffusers, got {[library, name]}")
+    return found

@@ -1,0 +1,167 @@
+"""The trainer of a latent diffusion prior: a denoiser of the latents that a trained autoencoder gives to images."""
+
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from diffusers import DDIMScheduler, DDPMScheduler
+from torch import Tensor
+from transformers import EvalPrediction
+
+from hf_latentgen.data import LevelsDataset, load_images
+from hf_latentgen.evaluation.checkpoints import load_checkpoint
+from hf_latentgen.evaluation.latents import posterior_moments
+from hf_latentgen.models.distributions import standard_normal
+from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
+from hf_latentgen.models.modeling_image_autoencoder import ImageAutoencoderModel
+from hf_latentgen.models.modeling_latent_denoiser import LatentDenoiser
+from hf_latentgen.pipelines import LatentGenPipeline
+from hf_latentgen.training.arguments import LatentTrainingArguments
+from hf_latentgen.training.trainer import LatentTrainer
+
+# What the `model` section of a recipe says in place of the type of a transformers model.
+PRIOR_TYPE = "latentgen_prior"
+PRIOR_KEYS = ("model_type", "autoencoder", "hidden_size", "num_blocks")
+
+
+class LatentsDataset(torch.utils.data.Dataset):
+    """Mean and standard deviation of the posterior of each image, held in memory. Shape: both [N, L]."""
+
+    def __init__(self, means: Tensor, stds: Tensor):
+        self.means, self.stds = means, stds
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.means)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """`mean` and `std` of one posterior, [L]."""
+        return {"mean": self.means[index], "std": self.stds[index]}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        """`mean` and `std` of several posteriors, [B, L]."""
+        return {"mean": self.means[indices], "std": self.stds[indices]}
+
+
+class PriorTrainer(LatentTrainer):
+    """Trains a [`LatentDenoiser`] on posterior samples, drawn anew each time; the autoencoder stays as it is.
+
+    The loss is the mean squared error of the velocity, over latents and over steps drawn at random. `save_model` writes
+    a [`LatentGenPipeline`] of the autoencoder, the denoiser and a DDIM scheduler, checkpoints hold the denoiser alone.
+    Logged for an evaluation: `eval_velocity_mse`.
+
+    Args, besides those of [`LatentTrainer`]:
+        autoencoder: the model whose latents are learned.
+
+    Source: Ho et al. (2020), algorithm 1; Salimans & Ho (2022), appendix D.
+    """
+
+    model: LatentDenoiser
+
+    def __init__(
+        self, model: LatentDenoiser, args: LatentTrainingArguments, autoencoder: ImageAutoencoderModel, **kwargs
+    ):
+        if args.sample_epochs:
+            raise ValueError(f"sample_epochs must be empty for a latent prior, got {args.sample_epochs}")
+        if args.metric_for_best_model == "bits_per_dim":
+            args.metric_for_best_model = "velocity_mse"
+        super().__init__(
+            model,  # pyright: ignore[reportArgumentType]
+            args,
+            compute_metrics=self._velocity_metrics,
+            **kwargs,
+        )
+        self.autoencoder = autoencoder
+        self.scheduler = DDPMScheduler(
+            beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False
+        )
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The mean squared error of the velocity, and that of each image [B] when asked for. Scalar."""
+        errors = self._errors(model, inputs, None)
+        return (errors.mean(), errors) if return_outputs else errors.mean()
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The loss, the error of each image [B], and no labels, for one batch of an evaluation."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            errors = self._errors(model, self._prepare_inputs(inputs), self._evaluation_generator)
+        # Empty labels rather than none: without any, the metrics would not be computed.
+        return errors.mean(), errors, ()
+
+    def pipeline(self) -> LatentGenPipeline:
+        """The pipeline of the autoencoder, the denoiser and the scheduler that samples with few steps."""
+        # Steps that end where training ends: at pure noise. Source: Lin et al. (2024), section 3.3.
+        scheduler = DDIMScheduler.from_config(self.scheduler.config, timestep_spacing="trailing")
+        processor = cast(LevelsImageProcessor, self.processing_class)
+        return LatentGenPipeline(self.autoencoder, processor, self.model, cast(DDIMScheduler, scheduler))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the pipeline with the averaged weights, or in a checkpoint what the training needs to go on."""
+        if _internal_call:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            with self.evaluated_weights():
+                self.pipeline().save_pretrained(output_dir or str(self.args.output_dir))
+
+    def _errors(self, model, inputs: dict[str, Tensor], generator: torch.Generator | None) -> Tensor:
+        """Squared error of the velocity of each image, mean over the latents. [B]."""
+        mean, std = inputs["mean"], inputs["std"]
+        latents = self.model.standardise(mean + std * standard_normal(mean.shape, mean, generator))
+        noise = standard_normal(latents.shape, latents, generator)
+        device = latents.device if generator is None else generator.device
+        steps = torch.randint(
+            self.scheduler.config["num_train_timesteps"], latents.shape[:1], generator=generator, device=device
+        ).to(latents.device)
+        noisy = self.scheduler.add_noise(latents, noise, steps)  # pyright: ignore[reportArgumentType]
+        velocity = self.scheduler.get_velocity(latents, noise, steps)  # pyright: ignore[reportArgumentType]
+        return F.mse_loss(model(noisy, steps).sample.float(), velocity, reduction="none").mean(1)
+
+    def _velocity_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        return {"velocity_mse": float(cast(np.ndarray, prediction.predictions).astype("float64").mean())}
+
+
+def prior_parts(section: dict, dataset: str, data_dir: str | None) -> dict:
+    """Arguments of a [`PriorTrainer`] by name, but for those of the training: a new denoiser, and what it learns from.
+
+    Args:
+        section: `autoencoder`, a folder or Hub id, and `hidden_size` and `num_blocks` of the denoiser.
+        dataset: name of the data set, or a folder; its training images are encoded.
+        data_dir: folder with local data files.
+
+    Raises:
+        ValueError: there is no such autoencoder, or its latents are not a single group.
+    """
+    if "autoencoder" not in section:
+        raise ValueError("model.autoencoder must name the checkpoint of an autoencoder, got none")
+    try:
+        autoencoder, processor = load_checkpoint(section["autoencoder"])
+    except OSError as error:
+        raise ValueError(f"cannot load model.autoencoder {section['autoencoder']}: {error}") from error
+    if not isinstance(autoencoder, ImageAutoencoderModel):
+        raise ValueError(f"model.autoencoder must be an autoencoder of images, got {type(autoencoder).__name__}")
+    if len(autoencoder.latent_sizes) > 1:
+        sizes = autoencoder.latent_sizes
+        raise ValueError(f"model.autoencoder must have a single group of latents, got groups of {sizes}")
+    processor = cast(LevelsImageProcessor, processor)
+    training, validation = (
+        encoded(autoencoder, LevelsDataset(cast(Dataset, load_images(dataset, split, data_dir=data_dir)), processor))
+        for split in ("train", "validation")
+    )
+    std = (training.means.var(0) + training.stds.square().mean(0)).sqrt()
+    fields = {name: section[name] for name in ("hidden_size", "num_blocks") if name in section}
+    denoiser = LatentDenoiser(autoencoder.num_latents, training.means.mean(0).tolist(), std.tolist(), **fields)
+    return {
+        "model": denoiser,
+        "autoencoder": autoencoder,
+        "train_dataset": training,
+        "eval_dataset": validation,
+        "processing_class": processor,
+    }
+
+
+def encoded(autoencoder: ImageAutoencoderModel, images: LevelsDataset) -> LatentsDataset:
+    """The posteriors of images."""
+    means, stds = posterior_moments(autoencoder, images.levels)
+    return LatentsDataset(torch.from_numpy(means), torch.from_numpy(stds))
