@@ -25,6 +25,7 @@ from hf_latentgen.models.modeling_local_transformer_image import LocalTransforme
 from hf_latentgen.models.modeling_vae import VAEModel
 from hf_latentgen.models.tokenization_bytes import ByteTokenizer
 
+DATA_TITLES = {"digits": "scikit-learn's digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 # Enough for a distribution and a map, few enough to be encoded while somebody waits.
 NUM_DIGITS = 500
 # A transformer draws its images pixel by pixel.
@@ -69,14 +70,12 @@ class Checkpoint:
 
     @property
     def title(self) -> str:
-        """Name, family and size, in words."""
+        """Name and sizes, in words."""
         if isinstance(self.processor, ByteTokenizer):
-            return f"{self.name} · {self.family}"
-        config = self.model.config
-        parts = [self.name, self.family, f"{config.image_size}×{config.image_size} pixels"]
-        if isinstance(self.model, ImageAutoencoderModel):
-            parts.append(f"{self.model.num_latents} latent numbers")
-        return " · ".join(parts)
+            return self.name
+        size = self.model.config.image_size
+        latents = f", {self.model.num_latents} latent numbers" if isinstance(self.model, ImageAutoencoderModel) else ""
+        return f"{self.name}: {size}×{size}{latents}"
 
     @property
     def num_classes(self) -> int:
@@ -101,7 +100,7 @@ class Checkpoint:
             has_labels = "label" in dataset.column_names
             data = LevelsDataset(dataset.select(rows), self.images, with_labels=has_labels)
             labels = None if data.labels is None else data.labels.numpy()
-            return Digits(data.levels, labels, f"{len(rows)} test images of {name}")
+            return Digits(data.levels, labels, f"{len(rows)} test images of {DATA_TITLES.get(name, name)}")
         number = NUM_DRAWN_DIGITS if isinstance(self.model, LocalTransformerForImageGeneration) else NUM_DIGITS
         levels = self.model.sample(number, torch.Generator().manual_seed(0)).cpu()  # pyright: ignore[reportCallIssue]
         where = "no test images are on this machine (HF_LATENTGEN_DATA can name their folder)"

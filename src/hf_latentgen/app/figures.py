@@ -28,11 +28,11 @@ def map_figure(plane: np.ndarray, codes: np.ndarray, labels: np.ndarray | None, 
         axes = figure.add_axes((PLANE_LEFT / width, bottom / height, PLANE_SIZE / width, PLANE_SIZE / height))
         # Pale ink on white, against which the dots stand out.
         extent = (-limit, limit, -limit, limit)
-        axes.imshow(1 - 0.45 * plane, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="nearest")
+        axes.imshow(1 - 0.35 * plane, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="nearest")
         for label in np.unique(labels) if labels is not None else [None]:
             points = codes if labels is None else codes[labels == label]
             color = "tab:blue" if label is None else CLASS_COLORS(int(label) % 10)
-            axes.scatter(points[:, 0], points[:, 1], s=16, color=color, label=label, edgecolors="white", linewidths=0.4)
+            axes.scatter(points[:, 0], points[:, 1], s=20, color=color, label=label, edgecolors="white", linewidths=0.5)
         axes.set_xlim(-limit, limit)
         axes.set_ylim(-limit, limit)
         axes.set_xlabel("first latent number")

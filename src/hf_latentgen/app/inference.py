@@ -34,8 +34,10 @@ MAX_LENGTH = 1000
 TEXT_STEP = 8
 # A lone bound is noisy: the score of one picture is a mean over this many posterior samples.
 SCORE_DRAWS = 32
-# Least width of a single picture on the page, in pixels.
-SHOWN_SIZE = 224
+# Widths on the page of one image, of a grid, and of a row from side to side, in pixels.
+SINGLE_WIDTH, GRID_WIDTH, STRIP_WIDTH = 224, 560, 1100
+PADDING = 2
+SHEET_COLUMNS = 10
 MAP_CELLS = 20
 # Share of the image that the ink of a digit fills: MNIST leaves a border of four pixels, the 8x8 digits leave none.
 INK_SHARE = {28: 20 / 28}
@@ -50,11 +52,13 @@ def make_generator(seed: float | None) -> torch.Generator:
     return torch.Generator().manual_seed(int(seed))
 
 
-def enlarged(checkpoint: Checkpoint, levels: Tensor) -> Image.Image:
-    """A picture of one image of levels [C, H, W], its pixels enlarged to squares."""
-    (picture,) = checkpoint.images.post_process_images(_bounded(checkpoint, levels))
-    factor = -(-SHOWN_SIZE // max(picture.size))
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+def grid(checkpoint: Checkpoint, levels: Tensor, columns: int, width: int) -> Image.Image:
+    """A picture of images of levels [N, C, H, W] side by side, their pixels enlarged until it is about `width` wide."""
+    config = checkpoint.model.config
+    scale = max(1, width // (columns * config.image_size))
+    # A mean can leave the range by a rounding error.
+    bounded = levels.float().clamp(0, config.num_levels - 1)
+    return image_grid(bounded, config.num_levels, columns, PADDING, scale)
 
 
 def sample(
@@ -64,7 +68,7 @@ def sample(
     number, generator = int(number), make_generator(seed)
     labels = None
     if label != ANY_CLASS:
-        if not 0 <= label < checkpoint.num_classes:
+        if label not in range(checkpoint.num_classes):
             known = f"0 to {checkpoint.num_classes - 1}" if checkpoint.num_classes else "none, as it knows no classes"
             raise ValueError(f"Class must be one that {checkpoint.name} knows ({known}) or any, got {label}.")
         labels = torch.full((number,), int(label), device=checkpoint.model.device)
@@ -78,7 +82,7 @@ def sample(
     else:
         transformer = cast(LocalTransformerForImageGeneration, model)
         levels = transformer.sample(number, generator, output, temperature, labels)
-    return image_grid(levels, model.config.num_levels, columns=int(np.ceil(np.sqrt(number))))
+    return grid(checkpoint, levels, int(np.ceil(np.sqrt(number))), GRID_WIDTH)
 
 
 def map_limit(checkpoint: Checkpoint) -> float:
@@ -106,7 +110,7 @@ def decode_point(checkpoint: Checkpoint, first: float, second: float) -> Image.I
     """The image that the two latent numbers stand for."""
     model = cast(ImageAutoencoderModel, checkpoint.model)
     decoded = model.decode(torch.tensor([[first, second]], dtype=torch.float32, device=model.device))
-    return enlarged(checkpoint, decoded.mean[0])
+    return grid(checkpoint, decoded.mean, 1, SINGLE_WIDTH)
 
 
 def marked_map(checkpoint: Checkpoint, first: float, second: float) -> Image.Image:
@@ -127,16 +131,15 @@ def open_picture(path: str | None) -> Image.Image:
     if not path:
         raise ValueError("No file was given: choose a picture first.")
     try:
-        picture = Image.open(path)
-        # The size stands in the header: nothing enormous is decoded.
-        if max(picture.size) > MAX_SIDE:
-            raise ValueError(f"The picture is {picture.width}×{picture.height} pixels; at most {MAX_SIDE} a side.")
-        picture.load()
+        with Image.open(path) as picture:
+            # The size stands in the header: nothing enormous is decoded.
+            if max(picture.size) > MAX_SIDE:
+                raise ValueError(f"The picture is {picture.width}×{picture.height} pixels; at most {MAX_SIDE} a side.")
+            return ImageOps.exif_transpose(picture)
     except Image.DecompressionBombError as error:
         raise ValueError(f"The picture is too large; at most {MAX_SIDE} pixels a side.") from error
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{Path(path).name!r} is not a picture that can be read, such as PNG or JPEG.") from error
-    return ImageOps.exif_transpose(picture)
 
 
 def levels_from_drawing(checkpoint: Checkpoint, picture: Image.Image | None) -> Tensor:
@@ -181,7 +184,7 @@ def reconstruct(
     """
     generator = make_generator(seed)
     model = cast(ImageAutoencoderModel, checkpoint.model)
-    reconstruction = model.reconstruct(levels.to(model.device))[0]
+    reconstruction = model.reconstruct(levels.to(model.device))
     draws = SCORE_DRAWS if isinstance(model, VAEModel) else 1
     score = float(checkpoint.score(levels.expand(draws, -1, -1, -1), generator).mean())
     share = float((checkpoint.scores > score).mean())
@@ -190,7 +193,7 @@ def reconstruct(
         f"{1 - share:.0%} better. Compared with {checkpoint.digits.source}."
     )
     figure = score_figure(checkpoint.scores, score, checkpoint.score_name)
-    return enlarged(checkpoint, levels[0]), enlarged(checkpoint, reconstruction), figure, words
+    return grid(checkpoint, levels, 1, SINGLE_WIDTH), grid(checkpoint, reconstruction, 1, SINGLE_WIDTH), figure, words
 
 
 def interpolate(checkpoint: Checkpoint, first: float, second: float, steps: float) -> Image.Image:
@@ -199,7 +202,7 @@ def interpolate(checkpoint: Checkpoint, first: float, second: float, steps: floa
     ends = [digit(checkpoint, index).to(model.device) for index in (first, second)]
     levels = model.interpolate(ends[0], ends[1], int(steps))[0]
     strip = torch.cat([ends[0], levels, ends[1]])
-    return image_grid(_bounded(checkpoint, strip), model.config.num_levels, columns=len(strip), padding=4)
+    return grid(checkpoint, strip, len(strip), STRIP_WIDTH)
 
 
 def digit(checkpoint: Checkpoint, index: float | None) -> Tensor:
@@ -218,6 +221,21 @@ def chosen_digits(checkpoint: Checkpoint, number: int = 20) -> list[int]:
     classes = np.unique(labels)
     each = max(1, number // len(classes))
     return [int(row) for label in classes for row in np.flatnonzero(labels == label)[:each]]
+
+
+@cache
+def digit_sheet(checkpoint: Checkpoint) -> Image.Image:
+    """A picture of `chosen_digits`, ten in a row."""
+    levels = checkpoint.digits.levels[chosen_digits(checkpoint)]
+    return grid(checkpoint, levels, SHEET_COLUMNS, GRID_WIDTH)
+
+
+def sheet_digit(checkpoint: Checkpoint, x: float, y: float) -> int:
+    """The number of the test image at a pixel of `digit_sheet`."""
+    cell = (digit_sheet(checkpoint).width - PADDING) / SHEET_COLUMNS
+    chosen = chosen_digits(checkpoint)
+    place = int(y / cell) * SHEET_COLUMNS + min(int(x / cell), SHEET_COLUMNS - 1)
+    return chosen[min(place, len(chosen) - 1)]
 
 
 def complete(
@@ -241,7 +259,7 @@ def complete(
     batch = blank.repeat(int(number), 1, 1, 1).to(model.device)
     for images in model.complete_by_row(batch, rows, generator, temperature=temperature):
         strip = torch.cat([original.long(), blank, images.cpu()])
-        yield image_grid(strip, model.config.num_levels, columns=len(strip), padding=4)
+        yield grid(checkpoint, strip, len(strip), STRIP_WIDTH)
 
 
 @torch.no_grad()
@@ -269,11 +287,6 @@ def continue_text(
         if step % TEXT_STEP == 0:
             yield cast(str, tokenizer.decode(written, skip_special_tokens=True))
     yield cast(str, tokenizer.decode(written, skip_special_tokens=True))
-
-
-def _bounded(checkpoint: Checkpoint, levels: Tensor) -> Tensor:
-    """Levels in range, which a mean can leave by a rounding error."""
-    return levels.float().clamp(0, checkpoint.model.config.num_levels - 1)
 
 
 def _flattened(picture: Image.Image) -> Image.Image:

@@ -11,10 +11,23 @@ from hf_latentgen.app import inference
 from hf_latentgen.app.checkpoints import NEEDS, Checkpoint, Checkpoints
 from hf_latentgen.models.modeling_aae import AAEModel
 
+# Pixels are shown as squares, never smoothed.
 CSS = """
-.pixels img, .pixels canvas { image-rendering: pixelated; }
-.gradio-container { max-width: 1180px !important; margin: auto; }
+.pixels img { image-rendering: pixelated; }
+.gradio-container, .gradio-container main { width: 100% !important; }
+.gradio-container { max-width: 1180px !important; margin: auto !important; }
+#drawing { max-width: 400px; }
 """
+# The canvas waits for the choice of a tool, and the brush is the one that everybody wants.
+CHOOSE_BRUSH = """() => {
+    if (window.brushChosen) return;
+    window.brushChosen = true;
+    const waiting = setInterval(() => {
+        const brush = document.querySelector('#drawing button[aria-label="Brush"]');
+        if (brush) { clearInterval(waiting); brush.click(); }
+    }, 200);
+}"""
+SHEET_HEIGHT = 125
 MAX_SEED = 2**31 - 1
 SMALL_TEMPERATURE = 0.1
 OUTPUTS = [("smooth: the mean of each pixel", "mean"), ("grainy: each pixel is drawn", "sample")]
@@ -33,7 +46,7 @@ def readable_errors() -> Iterator[None]:
 def build(checkpoints: Checkpoints) -> gr.Blocks:
     """The page with all its tabs, not yet served."""
     # Pictures are written to files; they are removed after an hour.
-    with gr.Blocks(title="hf-latentgen", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+    with gr.Blocks(title="hf-latentgen", analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as page:
         gr.Markdown(
             "# Looking into generative models\n"
             "Small models that learned to make digits or texts. Pick a tab, pick a model, and try."
@@ -41,8 +54,9 @@ def build(checkpoints: Checkpoints) -> gr.Blocks:
         with gr.Tab("Sample"):
             first_sample = _sample_tab(checkpoints)
         _map_tab(checkpoints)
-        with gr.Tab("Reconstruct"):
+        with gr.Tab("Reconstruct") as tab:
             _reconstruct_tab(checkpoints)
+        tab.select(None, js=CHOOSE_BRUSH)
         _interpolate_tab(checkpoints)
         with gr.Tab("Complete"):
             _complete_tab(checkpoints)
@@ -66,7 +80,7 @@ def launch(page: gr.Blocks, port: int | None = None, block: bool = True) -> str:
         show_error=True,
         max_file_size="10mb",
         footer_links=["api"],
-        theme=gr.themes.Soft(**fonts),
+        theme=gr.themes.Default(primary_hue="indigo", **fonts),
         css=CSS,
     )
     return address
@@ -91,32 +105,20 @@ def _seed() -> gr.Number:
     return gr.Number(0, label="Seed: the same seed gives the same result", precision=0, minimum=0, maximum=MAX_SEED)
 
 
-def _picture(label: str, **options: Any) -> gr.Image:
-    return gr.Image(
-        label=label, format="png", interactive=False, elem_classes="pixels", buttons=["download"], **options
-    )
+def _picture(title: str, **options: Any) -> gr.Image:
+    """A picture below its title: a label of gradio's own would lie upon it."""
+    gr.Markdown(f"**{title}**")
+    return gr.Image(label=title, show_label=False, format="png", interactive=False, buttons=[], **options)
 
 
-def _gallery(label: str, checkpoint: Checkpoint | None) -> gr.Gallery:
-    return gr.Gallery(
-        _thumbnails(checkpoint),
-        label=label,
-        columns=10,
-        height="auto",
-        allow_preview=False,
-        interactive=False,
-        format="png",
-        object_fit="contain",
-        buttons=[],
-        elem_classes="pixels",
-    )
+def _pixels(title: str, **options: Any) -> gr.Image:
+    return _picture(title, elem_classes="pixels", **options)
 
 
-def _thumbnails(checkpoint: Checkpoint | None) -> list[Image.Image]:
-    if checkpoint is None:
-        return []
-    digits = checkpoint.digits.levels[inference.chosen_digits(checkpoint)]
-    return [inference.enlarged(checkpoint, levels) for levels in digits]
+def _sheet(title: str, checkpoint: Checkpoint | None, **options: Any) -> gr.Image:
+    """The test images to choose from by a click."""
+    value = inference.digit_sheet(checkpoint) if checkpoint else None
+    return _pixels(title, value=value, height=SHEET_HEIGHT, **options)
 
 
 def _first(checkpoints: Checkpoints, need: str) -> Checkpoint | None:
@@ -128,10 +130,11 @@ def _source(checkpoint: Checkpoint | None) -> str:
 
 
 def _clicked(checkpoints: Checkpoints, need: str) -> Callable:
-    """A handler that turns a click on a gallery into the number of the image."""
+    """A handler that turns a click on a sheet into the number of the image."""
 
     def choose(name: str, event: gr.SelectData) -> int:
-        return inference.chosen_digits(checkpoints.pick(name, need))[event.index]
+        with readable_errors():
+            return inference.sheet_digit(checkpoints.pick(name, need), *event.index)
 
     return choose
 
@@ -144,12 +147,13 @@ def _sample_tab(checkpoints: Checkpoints) -> dict:
             checkpoint = checkpoints.pick(model, "sample")
             return inference.sample(checkpoint, number, temperature, label, output, seed)
 
-    def adapt(model: str) -> tuple[gr.Slider, gr.Dropdown]:
+    def adapt(model: str, label: int) -> tuple[gr.Slider, gr.Dropdown]:
         with readable_errors():
             checkpoint = checkpoints.pick(model, "sample")
         is_fixed = isinstance(checkpoint.model, AAEModel)
         temperature = gr.Slider(value=1, interactive=False) if is_fixed else gr.Slider(interactive=True)
-        return temperature, gr.Dropdown(_classes(checkpoint), value=-1, visible=checkpoint.num_classes > 0)
+        known = label if label in range(checkpoint.num_classes) else inference.ANY_CLASS
+        return temperature, gr.Dropdown(_classes(checkpoint), value=known, visible=checkpoint.num_classes > 0)
 
     first = _first(checkpoints, "sample")
     with gr.Row():
@@ -175,20 +179,36 @@ def _sample_tab(checkpoints: Checkpoints) -> dict:
             seed = _seed()
             with gr.Row():
                 draw = gr.Button("Draw", variant="primary")
-                other = gr.Button("Draw with the next seed")
+                other = gr.Button("Next seed")
         with gr.Column(scale=3):
-            picture = _picture("Samples", elem_id="sample_picture", height=560)
+            picture = _pixels("Samples", elem_id="sample_picture", height=590)
     event = {"fn": sample, "inputs": [model, number, temperature, label, output, seed], "outputs": picture}
     draw.click(**event, api_name="sample")
     other.click(lambda seed: (seed or 0) + 1, seed, seed, api_visibility="private").then(
         **event, api_visibility="private"
     )
-    model.input(adapt, model, [temperature, label], api_visibility="private").then(**event, api_visibility="private")
-    rows = [[found.name, 36, 1, inference.ANY_CLASS, "mean", 0] for found in checkpoints.fitting("sample")[:3]]
-    rows += [[found.name, 10, 1, 3, "mean", 0] for found in checkpoints.fitting("sample") if found.num_classes > 3][:1]
-    if rows:
-        gr.Examples(rows, event["inputs"], picture, sample, run_on_click=True, api_visibility="private", label="Try")
+    adapted = model.change(adapt, [model, label], [temperature, label], api_visibility="private")
+    adapted.then(**event, api_visibility="private")
+    examples = _sample_examples(checkpoints)
+    if examples:
+        names, rows = list(examples), list(examples.values())
+        gr.Examples(rows, event["inputs"], example_labels=names, label="Try", api_visibility="private")
     return event
+
+
+def _sample_examples(checkpoints: Checkpoints) -> dict[str, list]:
+    """Arguments of the event that draws samples, by what they show."""
+    fitting, examples = checkpoints.fitting("sample"), {}
+    for found in fitting:
+        if not isinstance(found.model, AAEModel):
+            examples["typical"] = [found.name, 36, 0.5, inference.ANY_CLASS, "mean", 1]
+            examples["adventurous"] = [found.name, 36, 2, inference.ANY_CLASS, "mean", 1]
+            break
+    for found in fitting:
+        if found.num_classes > 3:
+            examples["only threes"] = [found.name, 36, 1, 3, "mean", 1]
+            break
+    return examples
 
 
 def _classes(checkpoint: Checkpoint | None) -> list[tuple[str, int]]:
@@ -197,11 +217,7 @@ def _classes(checkpoint: Checkpoint | None) -> list[tuple[str, int]]:
 
 
 def _map_tab(checkpoints: Checkpoints) -> None:
-    def latent_map(model: str) -> Image.Image:
-        with readable_errors():
-            return inference.latent_map(checkpoints.pick(model, "map"))
-
-    def decode_point(model: str, first: float, second: float) -> tuple[Image.Image, Image.Image]:
+    def latent_map(model: str, first: float, second: float) -> tuple[Image.Image, Image.Image]:
         with readable_errors():
             checkpoint = checkpoints.pick(model, "map")
             return inference.marked_map(checkpoint, first, second), inference.decode_point(checkpoint, first, second)
@@ -219,18 +235,14 @@ def _map_tab(checkpoints: Checkpoints) -> None:
             model = _model_choice(checkpoints, "map", text)
             first = gr.Slider(-4, 4, 0, step=0.05, label="First latent number: left to right", elem_id="first")
             second = gr.Slider(-4, 4, 0, step=0.05, label="Second latent number: bottom to top", elem_id="second")
-            decoded = _picture("The model draws at this place", elem_id="decoded", height=300)
+            decoded = _pixels("What the model draws there", elem_id="decoded", height=260)
         with gr.Column(scale=3):
-            picture = gr.Image(label="Map", format="png", interactive=False, elem_id="map", buttons=["download"])
-            # The bare map, for programs.
-            plain = gr.Image(visible=False, format="png")
-            show = gr.Button(visible=False)
-    event = {"fn": decode_point, "inputs": [model, first, second], "outputs": [picture, decoded]}
-    show.click(latent_map, model, plain, api_name="latent_map")
+            picture = _picture("Map", elem_id="map")
+    event = {"fn": latent_map, "inputs": [model, first, second], "outputs": [picture, decoded]}
     gr.on(
         [first.change, second.change, model.input],
         **event,
-        api_name="decode_point",
+        api_name="latent_map",
         trigger_mode="always_last",
         show_progress="hidden",
     )
@@ -262,7 +274,7 @@ def _reconstruct_tab(checkpoints: Checkpoints) -> None:
     def adapt(model: str) -> tuple:
         with readable_errors():
             checkpoint = checkpoints.pick(model, need)
-            return _thumbnails(checkpoint), _source(checkpoint)
+            return inference.digit_sheet(checkpoint), _source(checkpoint)
 
     first = _first(checkpoints, need)
     with gr.Row():
@@ -284,23 +296,26 @@ def _reconstruct_tab(checkpoints: Checkpoints) -> None:
                 elem_id="drawing",
             )
             draw = gr.Button("Reconstruct the drawing", variant="primary")
-            file = gr.File(label="Or a picture file", file_types=["image"], type="filepath", height=110, elem_id="file")
+            sheet = _sheet("Or click a digit", first, elem_id="digits")
+            gr.Markdown("**Or give a picture file**")
+            file = gr.File(show_label=False, file_types=["image"], type="filepath", height=140, elem_id="file")
+            source = gr.Markdown(_source(first))
             seed = _seed()
         with gr.Column(scale=3):
             with gr.Row():
-                seen = _picture("What the model sees", elem_id="seen", height=300)
-                drawn = _picture("What it draws", elem_id="reconstruction", height=300)
+                with gr.Column(min_width=200):
+                    seen = _pixels("What the model sees", elem_id="seen", height=240)
+                with gr.Column(min_width=200):
+                    drawn = _pixels("What it draws", elem_id="reconstruction", height=240)
             words = gr.Markdown(elem_id="score")
-            figure = gr.Image(label="How usual is it?", format="png", interactive=False, buttons=["download"])
-            gallery = _gallery("Or click a digit", first)
-            source = gr.Markdown(_source(first))
+            figure = _picture("How usual is it?", height=330)
             index = gr.Number(0, precision=0, visible=False)
     outputs = [seen, drawn, figure, words]
     draw.click(reconstruct, [model, drawing, seed], outputs, api_name="reconstruct")
     file.upload(reconstruct_file, [model, file, seed], outputs, api_name="reconstruct_file")
-    index.change(reconstruct_digit, [model, index, seed], outputs, api_name="reconstruct_digit")
-    gallery.select(_clicked(checkpoints, need), model, index, api_visibility="private")
-    model.input(adapt, model, [gallery, source], api_visibility="private")
+    clicked = sheet.select(_clicked(checkpoints, need), model, index, api_visibility="private")
+    clicked.then(reconstruct_digit, [model, index, seed], outputs, api_name="reconstruct_digit")
+    model.input(adapt, model, [sheet, source], api_visibility="private")
 
 
 def _interpolate_tab(checkpoints: Checkpoints) -> None:
@@ -313,8 +328,8 @@ def _interpolate_tab(checkpoints: Checkpoints) -> None:
     def adapt(model: str) -> tuple:
         with readable_errors():
             checkpoint = checkpoints.pick(model, need)
-            thumbnails, chosen = _thumbnails(checkpoint), inference.chosen_digits(checkpoint)
-            return thumbnails, thumbnails, chosen[0], chosen[-1], _source(checkpoint)
+            sheet, chosen = inference.digit_sheet(checkpoint), inference.chosen_digits(checkpoint)
+            return sheet, sheet, chosen[0], chosen[-1], _source(checkpoint)
 
     start = _first(checkpoints, need)
     chosen = inference.chosen_digits(start) if start else [0]
@@ -322,19 +337,22 @@ def _interpolate_tab(checkpoints: Checkpoints) -> None:
         text = "Between the numbers of one digit and those of another lie the numbers of digits in between."
         model = _model_choice(checkpoints, need, text)
         with gr.Row():
-            galleries = [_gallery("From: click a digit", start), _gallery("To: click a digit", start)]
+            with gr.Column():
+                from_sheet = _sheet("From: click a digit", start, elem_id="from_sheet")
+            with gr.Column():
+                to_sheet = _sheet("To: click a digit", start, elem_id="to_sheet")
         with gr.Row():
             first = gr.Number(chosen[0], label="From image number", precision=0, minimum=0, elem_id="from")
             second = gr.Number(chosen[-1], label="To image number", precision=0, minimum=0, elem_id="to")
             steps = gr.Slider(3, 15, 9, step=1, label="Steps")
-        picture = _picture("Left and right the two digits, between them what the model draws", elem_id="interpolation")
+        picture = _pixels("Left and right the two digits, between them what the model draws", elem_id="interpolation")
         source = gr.Markdown(_source(start))
     event = {"fn": interpolate, "inputs": [model, first, second, steps], "outputs": picture}
     triggers = [first.change, second.change, steps.change]
     gr.on(triggers, **event, api_name="interpolate", trigger_mode="always_last")
-    for gallery, number in zip(galleries, (first, second), strict=True):
-        gallery.select(_clicked(checkpoints, need), model, number, api_visibility="private")
-    adapted = model.input(adapt, model, [*galleries, first, second, source], api_visibility="private")
+    for sheet, number in ((from_sheet, first), (to_sheet, second)):
+        sheet.select(_clicked(checkpoints, need), model, number, api_visibility="private")
+    adapted = model.input(adapt, model, [from_sheet, to_sheet, first, second, source], api_visibility="private")
     adapted.then(**event, api_visibility="private")
     if start:
         tab.select(**event, api_visibility="private")
@@ -352,14 +370,14 @@ def _complete_tab(checkpoints: Checkpoints) -> None:
     def adapt(model: str) -> tuple:
         with readable_errors():
             checkpoint = checkpoints.pick(model, need)
-            return _thumbnails(checkpoint), inference.chosen_digits(checkpoint)[0], _source(checkpoint)
+            return inference.digit_sheet(checkpoint), inference.chosen_digits(checkpoint)[0], _source(checkpoint)
 
     first = _first(checkpoints, need)
     text = "The model sees the upper part of a digit and draws the rest pixel by pixel, each time differently."
     model = _model_choice(checkpoints, need, text)
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
-            gallery = _gallery("Click a digit", first)
+            sheet = _sheet("Click a digit", first, elem_id="sheet")
             source = gr.Markdown(_source(first))
             start = inference.chosen_digits(first)[0] if first else 0
             index = gr.Number(start, label="Image number", precision=0, minimum=0)
@@ -373,13 +391,13 @@ def _complete_tab(checkpoints: Checkpoints) -> None:
             with gr.Row():
                 run = gr.Button("Complete", variant="primary")
                 stop = gr.Button("Stop")
-    picture = _picture("The digit, what the model sees, and how it goes on", elem_id="completion")
+    picture = _pixels("The digit, what the model sees, and how it goes on", elem_id="completion")
     event = {"fn": complete, "inputs": [model, index, given, number, temperature, seed], "outputs": picture}
     running = run.click(**event, api_name="complete")
-    chosen = gallery.select(_clicked(checkpoints, need), model, index, api_visibility="private")
+    chosen = sheet.select(_clicked(checkpoints, need), model, index, api_visibility="private")
     again = chosen.then(**event, api_visibility="private")
     stop.click(None, cancels=[running, again])
-    model.input(adapt, model, [gallery, index, source], api_visibility="private")
+    model.input(adapt, model, [sheet, index, source], api_visibility="private")
 
 
 def _text_tab(checkpoints: Checkpoints) -> None:
