@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app_common import last
 from hf_latentgen.app import inference
 from hf_latentgen.app.figures import MAP_SIZE
 from hf_latentgen.app.inference import ANY_CLASS
@@ -120,13 +121,17 @@ def number_in(page, selector):
 
 def test_sample(page, checkpoints):
     tab = open_tab(page, "Sample")
-    wait_for_picture(page, "#sample_picture", inference.sample(checkpoints["vae_plane"], 36, 1, ANY_CLASS, "mean", 0))
+    wait_for_picture(
+        page, "#sample_picture", last(inference.sample(checkpoints["vae_plane"], 36, 1, ANY_CLASS, "mean", 0))
+    )
     choose_model(page, tab, "aae_classes")
-    wait_for_picture(page, "#sample_picture", inference.sample(checkpoints["aae_classes"], 36, 1, ANY_CLASS, "mean", 0))
+    wait_for_picture(
+        page, "#sample_picture", last(inference.sample(checkpoints["aae_classes"], 36, 1, ANY_CLASS, "mean", 0))
+    )
     tab.get_by_label("Class").click()
     page.get_by_role("option", name="3", exact=True).click()
     tab.get_by_role("button", name="Next seed").click()
-    wait_for_picture(page, "#sample_picture", inference.sample(checkpoints["aae_classes"], 36, 1, 3, "mean", 1))
+    wait_for_picture(page, "#sample_picture", last(inference.sample(checkpoints["aae_classes"], 36, 1, 3, "mean", 1)))
 
 
 def test_latent_map(page, checkpoints):
@@ -217,10 +222,10 @@ def test_complete(page, checkpoints):
     tab = open_tab(page, "Complete")
     tab.get_by_role("button", name="Complete").click()
     start = inference.chosen_digits(checkpoint)[0]
-    *_, expected = inference.complete(checkpoint, start, 50, 5, 1, 0)
+    expected = last(inference.complete(checkpoint, start, 50, 5, 1, 0))
     wait_for_picture(page, "#completion", expected)
     index = click_digit(page, "#sheet", checkpoint, 9)
-    *_, expected = inference.complete(checkpoint, index, 50, 5, 1, 0)
+    expected = last(inference.complete(checkpoint, index, 50, 5, 1, 0))
     wait_for_picture(page, "#completion", expected)
 
 
@@ -228,7 +233,7 @@ def test_text(page, checkpoints):
     tab = open_tab(page, "Text")
     page.locator("#prompt textarea").fill("To be")
     tab.get_by_role("button", name="Write").click()
-    *_, expected = inference.continue_text(checkpoints["bytes"], "To be", 300, 0.8, 0)
+    expected = last(inference.continue_text(checkpoints["bytes"], "To be", 300, 0.8, 0))
     # A text area has one kind of line end.
     expected = expected.replace("\r\n", "\n").replace("\r", "\n")
     written = page.locator("#written textarea")

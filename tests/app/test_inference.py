@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from app_common import last
 from hf_latentgen.app import inference
 from hf_latentgen.app.figures import MAP_SIZE, PLANE_LEFT, PLANE_SIZE, PLANE_TOP, point_at
 from hf_latentgen.app.inference import ANY_CLASS
@@ -23,14 +24,23 @@ def seven(ink="black", paper="white", size=(280, 280), offset=(0, 0)):
 @pytest.mark.parametrize("name", ["vae", "vae_colour", "aae", "aae_flower", "aae_classes", "pixels", "pixels_classes"])
 def test_a_sample_depends_on_its_seed_alone(checkpoints, name):
     state = torch.get_rng_state()
-    draw = [inference.sample(checkpoints[name], 5, 1, ANY_CLASS, "sample", seed) for seed in (1, 2, 1)]
+    draw = [last(inference.sample(checkpoints[name], 5, 1, ANY_CLASS, "sample", seed)) for seed in (1, 2, 1)]
     assert draw[0] == draw[2]
     assert draw[0] != draw[1]
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_transformer_shows_its_samples_row_by_row(checkpoints):
+    checkpoint = checkpoints["pixels"]
+    pictures = list(inference.sample(checkpoint, 4, 1, ANY_CLASS, "sample", 0))
+    assert len(pictures) == 1 + 8
+    levels = checkpoint.model.sample(4, torch.Generator().manual_seed(0))
+    assert pictures[-1] == inference.grid(checkpoint, levels, 2, inference.GRID_WIDTH)
+    assert len(list(inference.sample(checkpoints["vae"], 4, 1, ANY_CLASS, "sample", 0))) == 1
+
+
 def test_a_grid_holds_whole_pixels(checkpoints):
-    picture = inference.sample(checkpoints["vae"], 4, 1, ANY_CLASS, "sample", 0)
+    picture = last(inference.sample(checkpoints["vae"], 4, 1, ANY_CLASS, "sample", 0))
     scale = (picture.width - 6) // 16
     cell = pixels(picture)[2 : 2 + 8 * scale, 2 : 2 + 8 * scale]
     blocks = cell.reshape(8, scale, 8, scale)
@@ -41,23 +51,23 @@ def test_a_grid_holds_whole_pixels(checkpoints):
 @pytest.mark.parametrize("name", ["aae_flower", "aae_classes", "pixels_classes"])
 def test_a_class_can_be_asked_for(checkpoints, name):
     threes, fours, any_class = (
-        inference.sample(checkpoints[name], 4, 1, label, "mean", 0) for label in (3, 4, ANY_CLASS)
+        last(inference.sample(checkpoints[name], 4, 1, label, "mean", 0)) for label in (3, 4, ANY_CLASS)
     )
     assert threes != fours
     assert threes != any_class
     with pytest.raises(ValueError, match="0 to 9"):
-        inference.sample(checkpoints[name], 4, 1, 10, "mean", 0)
+        last(inference.sample(checkpoints[name], 4, 1, 10, "mean", 0))
 
 
 def test_arguments_that_a_family_does_not_have_are_refused(checkpoints):
     with pytest.raises(ValueError, match="knows no classes"):
-        inference.sample(checkpoints["vae"], 4, 1, 3, "mean", 0)
+        last(inference.sample(checkpoints["vae"], 4, 1, 3, "mean", 0))
     with pytest.raises(ValueError, match="Temperature must be 1"):
-        inference.sample(checkpoints["aae"], 4, 0.5, ANY_CLASS, "mean", 0)
+        last(inference.sample(checkpoints["aae"], 4, 0.5, ANY_CLASS, "mean", 0))
     with pytest.raises(ValueError, match="Seed must be"):
-        inference.sample(checkpoints["vae"], 4, 1, ANY_CLASS, "mean", None)
+        last(inference.sample(checkpoints["vae"], 4, 1, ANY_CLASS, "mean", None))
     with pytest.raises(ValueError, match="Class must be one"):
-        inference.sample(checkpoints["vae"], 4, 1, "three", "mean", 0)
+        last(inference.sample(checkpoints["vae"], 4, 1, "three", "mean", 0))
 
 
 def test_a_click_on_the_map_is_the_point_that_gets_the_ring(checkpoints):
@@ -237,7 +247,7 @@ def test_a_text_grows_from_its_beginning_and_depends_on_its_seed_alone(checkpoin
 def test_a_text_follows_the_model(checkpoints):
     """At a low temperature it is the most probable one, found without a cache."""
     checkpoint = checkpoints["bytes"]
-    *_, text = inference.continue_text(checkpoint, "ab", 12, 0.001, 0)
+    text = last(inference.continue_text(checkpoint, "ab", 12, 0.001, 0))
     ids = [257, *b"ab"]
     for _ in range(12):
         with torch.no_grad():

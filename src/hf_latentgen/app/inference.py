@@ -63,8 +63,11 @@ def grid(checkpoint: Checkpoint, levels: Tensor, columns: int, width: int) -> Im
 
 def sample(
     checkpoint: Checkpoint, number: float, temperature: float, label: int, output: str, seed: float | None
-) -> Image.Image:
-    """A grid of images drawn from the prior; `label` is a class, or `ANY_CLASS`."""
+) -> Iterator[Image.Image]:
+    """A grid of images drawn from the prior, after each row where a transformer draws them pixel by pixel.
+
+    `label` is a class, or `ANY_CLASS`.
+    """
     number, generator = int(number), make_generator(seed)
     labels = None
     if label != ANY_CLASS:
@@ -72,17 +75,20 @@ def sample(
             known = f"0 to {checkpoint.num_classes - 1}" if checkpoint.num_classes else "none, as it knows no classes"
             raise ValueError(f"Class must be one that {checkpoint.name} knows ({known}) or any, got {label}.")
         labels = torch.full((number,), int(label), device=checkpoint.model.device)
-    model = checkpoint.model
+    model, config = checkpoint.model, checkpoint.model.config
     if isinstance(model, VAEModel):
-        levels = model.sample(number, generator, output, temperature)
+        steps = [model.sample(number, generator, output, temperature)]
     elif isinstance(model, AAEModel):
         if temperature != 1:
             raise ValueError(f"Temperature must be 1 for an adversarial autoencoder, got {temperature:g}.")
-        levels = model.sample(number, generator, output, labels)
+        steps = [model.sample(number, generator, output, labels)]
     else:
+        shape = (number, config.num_channels, config.image_size, config.image_size)
+        blank = torch.zeros(shape, dtype=torch.int64, device=model.device)
         transformer = cast(LocalTransformerForImageGeneration, model)
-        levels = transformer.sample(number, generator, output, temperature, labels)
-    return grid(checkpoint, levels, int(np.ceil(np.sqrt(number))), GRID_WIDTH)
+        steps = transformer.complete_by_row(blank, 0, generator, output, temperature, labels)
+    for levels in steps:
+        yield grid(checkpoint, levels, int(np.ceil(np.sqrt(number))), GRID_WIDTH)
 
 
 def map_limit(checkpoint: Checkpoint) -> float:

@@ -142,10 +142,12 @@ def _clicked(checkpoints: Checkpoints, need: str) -> Callable:
 def _sample_tab(checkpoints: Checkpoints) -> dict:
     """The event that draws samples."""
 
-    def sample(model: str, number: float, temperature: float, label: int, output: str, seed: float) -> Image.Image:
+    def sample(
+        model: str, number: float, temperature: float, label: int, output: str, seed: float
+    ) -> Iterator[Image.Image]:
         with readable_errors():
             checkpoint = checkpoints.pick(model, "sample")
-            return inference.sample(checkpoint, number, temperature, label, output, seed)
+            yield from inference.sample(checkpoint, number, temperature, label, output, seed)
 
     def adapt(model: str, label: int) -> tuple[gr.Slider, gr.Dropdown]:
         with readable_errors():
