@@ -1,12 +1,13 @@
-# The interpreter that makes .venv, the versions it installs, and further arguments for pytest.
+# The interpreter that makes .venv, the versions and extras it installs, and further arguments for pytest.
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
+EXTRAS ?= dev
 ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Newer than its two sources exactly when .venv holds what they ask for.
-READY := $(VENV)/.ready
+# Newer than its two sources exactly when .venv holds what they ask for, with these extras.
+READY := $(VENV)/.ready-$(EXTRAS)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint cards benchmark
@@ -20,6 +21,7 @@ help:
 	@echo
 	@echo "Each of them first makes .venv if it is missing or older than pyproject.toml and constraints.txt."
 	@echo "Another interpreter: make test PYTHON=python3.12. Other versions: make test CONSTRAINTS=my-constraints.txt."
+	@echo "With the tests of the demo, in Chromium where there is one: make test EXTRAS=dev,browser."
 
 $(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v < (3, 10) and sys.exit(f"python>=3.10 is needed, {sys.executable} is {v.major}.{v.minor}; name another one with make PYTHON=...")'
@@ -28,7 +30,7 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	@echo "Installing torch: the largest part, this can take some minutes"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch
 	@echo "Installing hf-latentgen and its development tools"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[$(EXTRAS)]"
 	@touch $@
 	@echo "$(VENV) is ready"
 

@@ -21,7 +21,7 @@ FLOORS = {
     **dict.fromkeys(("training", "app"), 2),
 }
 MAX_FILE_LINES = 450
-MAX_PACKAGE_LINES = 10_000
+MAX_PACKAGE_LINES = 11_000
 MAX_SCRIPT_LINES = 120
 MAX_FILE_BYTES = 3 * 2**20
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
@@ -250,7 +250,7 @@ def test_sizes(repository):
 
 
 def test_size_checker_refuses(tmp_path):
-    for number in range(22):
+    for number in range(24):
         write(tmp_path / "src" / f"{number}.py", "\n" * 450)
     write(tmp_path / "scripts" / "short.py", "\n" * 120)
     assert size_violations(tmp_path) == []
@@ -337,7 +337,13 @@ def test_constraints_name_one_allowed_version_of_each_dependency(repository):
     assert len(versions) == len(pinned)
     assert {specifier.operator for specifier in versions.values()} == {"=="}
     for requirement in map(Requirement, requires("hf-latentgen")):
-        if requirement.marker is None or requirement.marker.evaluate({"extra": "dev"}):
+        extras = [
+            extra
+            for extra in ("dev", "browser", "app")
+            if requirement.marker and requirement.marker.evaluate({"extra": extra})
+        ]
+        # An extra may take in another one of this package.
+        if requirement.name != "hf-latentgen" and (requirement.marker is None or extras):
             assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)].version), requirement
 
 

@@ -170,8 +170,8 @@ def test_completions_keep_the_upper_rows(family, digits):
     assert torch.equal(levels(pipe, images=digits, rows=8), given.long())
 
 
-def test_progress_bar_counts_pixels_and_denoising_steps(capsys):
-    for family, total in (("pixels", "64/64"), ("prior", "7/7")):
+def test_progress_bar_counts_rows_and_denoising_steps(capsys):
+    for family, total in (("pixels", "8/8"), ("prior", "7/7")):
         pipe = make_pipe(family)
         pipe.set_progress_bar_config(disable=False)
         pipe(1, **({"num_inference_steps": 7} if family == "prior" else {}))

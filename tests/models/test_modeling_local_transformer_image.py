@@ -136,6 +136,19 @@ def test_drawing_with_the_cache_equals_drawing_without(variant, rows):
     assert torch.equal(found, model._images(values.unsqueeze(2)).squeeze(1))
 
 
+@pytest.mark.parametrize("output", ["sample", "mode", "mean"])
+def test_completion_by_row_shows_each_row_once_and_ends_as_the_whole(output):
+    model = build()
+    given = images_of(model.config)
+    steps = list(model.complete_by_row(given, 2, seeded(), output))
+    assert len(steps) == 1 + 3
+    assert torch.equal(steps[0].long(), given)
+    for drawn, (before, after) in enumerate(itertools.pairwise(steps)):
+        assert torch.equal(before[:, :, : 2 + drawn], after[:, :, : 2 + drawn])
+        assert torch.equal(after[:, :, 3 + drawn :].long(), given[:, :, 3 + drawn :])
+    assert torch.equal(steps[-1], model.complete(given, 2, seeded(), output))
+
+
 @torch.no_grad()
 def test_samples_follow_the_model():
     model = build(image_size=2, num_levels=2, window_rows=1)

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf-latentgen authors. Apache-2.0.
 """The local-attention transformer over pixels: an exact likelihood of images, one pixel after the other."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -97,7 +97,6 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         output: str = "sample",
         temperature: float = 1.0,
         labels: Tensor | None = None,
-        progress: Callable[[range], Iterable[int]] = iter,
     ) -> Tensor:
         """Images drawn pixel by pixel, as levels. [num_images, C, H, W]. Arguments and errors as in `complete`.
 
@@ -107,7 +106,7 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         check_at_least("num_images", num_images, 1)
         size = self.config.image_size
         blank = torch.zeros(num_images, self.config.num_channels, size, size, dtype=torch.int64, device=self.device)
-        return self.complete(blank, 0, generator, output, temperature, labels, progress)
+        return self.complete(blank, 0, generator, output, temperature, labels)
 
     @torch.no_grad()
     def complete(
@@ -118,7 +117,6 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         output: str = "sample",
         temperature: float = 1.0,
         labels: Tensor | None = None,
-        progress: Callable[[range], Iterable[int]] = iter,
     ) -> Tensor:
         """Images whose first rows are given and whose others are drawn, as levels. [B, C, H, W].
 
@@ -130,10 +128,26 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
                 expected value of each given those before, a real number.
             temperature: the logits are divided by it.
             labels: classes, for a class-conditional model; drawn when None. [B].
-            progress: goes through the positions that are drawn, as `tqdm` does.
 
         Raises:
             ValueError: an argument is out of range.
+        """
+        *_, images = self.complete_by_row(pixel_values, rows, generator, output, temperature, labels)
+        return images
+
+    @torch.no_grad()
+    def complete_by_row(
+        self,
+        pixel_values: Tensor,
+        rows: int,
+        generator: torch.Generator | None = None,
+        output: str = "sample",
+        temperature: float = 1.0,
+        labels: Tensor | None = None,
+    ) -> Iterator[Tensor]:
+        """The images of `complete` after each row that is drawn, and first as they are given. [B, C, H, W].
+
+        Arguments and errors as in `complete`. Rows that are not yet drawn are as in `pixel_values`.
         """
         self._check_images(pixel_values)
         if labels is None and self.class_embedding is not None:
@@ -154,7 +168,8 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         cache = DynamicCache(config=config)
         start = int(rows) * config.row_length
         known = 0
-        for position in progress(range(start, values.shape[1])):
+        yield self._completed(shown)
+        for position in range(start, values.shape[1]):
             # The first step reads all given rows at once.
             probabilities = self._next(values, labels, known, position + 1, cache, temperature)
             known = position + 1
@@ -166,7 +181,8 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
                 values[:, position] = drawn.squeeze(1).to(values.device)
             if output == "mean":
                 shown[:, position] = probabilities @ levels
-        return self._images((shown if output == "mean" else values).unsqueeze(2)).squeeze(1)
+            if (position + 1) % config.row_length == 0:
+                yield self._completed(shown)
 
     def _next(
         self, values: Tensor, labels: Tensor | None, start: int, stop: int, cache: Cache, temperature: float
@@ -204,6 +220,10 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         """The values of a raster order as images. Shape: [B, H * W * C, K] -> [B, K, C, H, W]."""
         size = self.config.image_size
         return sequence.unflatten(1, (size, size, self.config.num_channels)).permute(0, 4, 3, 1, 2)
+
+    def _completed(self, values: Tensor) -> Tensor:
+        """Values in raster order [B, H * W * C] as images of their own. [B, C, H, W]."""
+        return self._images(values.unsqueeze(2)).squeeze(1).clone()
 
     def _check_images(self, pixel_values: Tensor) -> None:
         check_levels(pixel_values, self.config.num_channels, self.config.image_size, self.config.num_levels)

@@ -127,14 +127,7 @@ class LatentGenPipeline(DiffusionPipeline):
         if self.has_temperature:
             options["temperature"] = temperature
         if self.kind == PIXEL_TRANSFORMER:
-            options["progress"] = self.progress_bar
-        if images is not None:
-            given = self.processor(images, return_tensors="pt")["pixel_values"].to(self._execution_device)
-            labels = self._labels(class_labels, len(given))
-            if labels is not None:
-                options["labels"] = labels.repeat_interleave(batch_size)
-            rows = self.model.config.image_size // 2 if rows is None else rows
-            levels = self.model.complete(given.repeat_interleave(batch_size, 0), rows, **options)
+            levels = self._draw_by_row(batch_size, class_labels, images, rows, options)
         elif self.denoiser is not None:
             self._labels(class_labels, batch_size)
             latents = self.prior_latents(batch_size, generator, num_inference_steps)
@@ -174,6 +167,26 @@ class LatentGenPipeline(DiffusionPipeline):
             predicted = self.denoiser(self.scheduler.scale_model_input(sample, timestep), timestep).sample
             sample = self.scheduler.step(predicted, timestep, sample, generator=generator).prev_sample
         return self.denoiser.restore(sample)
+
+    def _draw_by_row(self, batch_size: int, class_labels, images, rows: int | None, options: dict) -> Tensor:
+        """Levels that a pixel transformer draws below the given rows, with a bar of rows. [B, C, H, W]."""
+        config, device = self.model.config, self._execution_device
+        if images is None:
+            size = (batch_size, config.num_channels, config.image_size, config.image_size)
+            given, rows = torch.zeros(size, dtype=torch.int64, device=device), 0
+            labels = self._labels(class_labels, batch_size)
+        else:
+            given = self.processor(images, return_tensors="pt")["pixel_values"].to(device)
+            labels = self._labels(class_labels, len(given))
+            given = given.repeat_interleave(batch_size, 0)
+            labels = None if labels is None else labels.repeat_interleave(batch_size)
+            rows = config.image_size // 2 if rows is None else rows
+        steps = self.model.complete_by_row(given, rows, labels=labels, **options)
+        levels = next(steps)
+        bar = self.progress_bar(range(int(rows), config.image_size))  # pyright: ignore[reportCallIssue]
+        for _ in bar:  # pyright: ignore[reportGeneralTypeIssues]
+            levels = next(steps)
+        return levels
 
     def _labels(self, class_labels: int | Sequence[int] | Tensor | None, count: int) -> Tensor | None:
         """The classes of `count` images, on the device of the model. [count]."""

@@ -1,0 +1,118 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from hf_latentgen.app.checkpoints import NEEDS, default_checkpoints, load_checkpoints
+
+
+@pytest.fixture(autouse=True)
+def no_data(monkeypatch):
+    monkeypatch.delenv("HF_LATENTGEN_DATA", raising=False)
+
+
+def names(checkpoints, need):
+    return {checkpoint.name for checkpoint in checkpoints.fitting(need)}
+
+
+def test_each_need_is_met_by_the_families_that_fit(checkpoints):
+    planes = {"vae_plane", "vae_other_size", "vae_colour", "aae_flower"}
+    autoencoders = planes | {"vae", "vae_mnist", "aae", "aae_classes"}
+    transformers = {"pixels", "pixels_classes"}
+    assert names(checkpoints, "map") == planes
+    assert names(checkpoints, "autoencoder") == autoencoders
+    assert names(checkpoints, "complete") == transformers
+    assert names(checkpoints, "sample") == autoencoders | transformers
+    assert names(checkpoints, "text") == {"bytes"}
+
+
+@pytest.mark.parametrize("need", NEEDS)
+def test_what_does_not_fit_is_refused_with_what_would(checkpoints, need):
+    fitting = names(checkpoints, need)
+    for name in checkpoints:
+        if name in fitting:
+            assert checkpoints.pick(name, need) is checkpoints[name]
+        else:
+            with pytest.raises(ValueError, match=f"got '{name}' .*Fitting: ") as refused:
+                checkpoints.pick(name, need)
+            assert all(found in str(refused.value) for found in fitting)
+    for name in ("elsewhere", None, ""):
+        with pytest.raises(ValueError, match="not loaded"):
+            checkpoints.pick(name, need)
+
+
+def test_a_need_without_any_model_says_so(folders):
+    with pytest.raises(ValueError, match=r"transformer of text, got 'vae' \(variational autoencoder\).*none is loaded"):
+        load_checkpoints([str(folders["vae"])]).pick("vae", "text")
+
+
+def test_only_models_that_know_classes_have_some(checkpoints):
+    knowing = {name: checkpoint.num_classes for name, checkpoint in checkpoints.items() if checkpoint.num_classes}
+    assert knowing == {"aae_flower": 10, "aae_classes": 10, "pixels_classes": 10}
+
+
+def test_models_of_eight_pixels_are_shown_the_test_digits(checkpoints):
+    digits = checkpoints["vae"].digits
+    assert digits.levels.shape == (300, 1, 8, 8)
+    assert len(np.unique(digits.labels)) == 10
+    assert "300 test images of scikit-learn's digits" in digits.source
+
+
+@pytest.mark.parametrize("name", ["vae_mnist", "vae_other_size", "vae_colour"])
+def test_without_test_images_a_model_is_shown_its_own(checkpoints, name):
+    # The digits in colour are the embedded ones, so only their size decides.
+    digits = checkpoints[name].digits
+    if name == "vae_colour":
+        assert digits.levels.shape == (300, 3, 8, 8)
+        return
+    size = checkpoints[name].model.config.image_size
+    assert digits.levels.shape == (500, 1, size, size)
+    assert digits.labels is None
+    assert "samples of the model itself" in digits.source
+
+
+@pytest.mark.parametrize("given", ["argument", "environment"])
+def test_models_of_mnist_are_shown_its_test_split(folders, data_root, monkeypatch, given):
+    if given == "environment":
+        monkeypatch.setenv("HF_LATENTGEN_DATA", str(data_root))
+    data_dir = str(data_root) if given == "argument" else None
+    digits = load_checkpoints([str(folders["vae_mnist"])], data_dir)["vae_mnist"].digits
+    assert digits.levels.shape == (500, 1, 28, 28)
+    assert np.unique(digits.labels).tolist() == list(range(10))
+
+
+@pytest.mark.parametrize(("record", "dataset"), [("results.json", "digits"), ("run.json", {"name": "digits"})])
+def test_the_records_of_a_row_name_its_data(folders, tmp_path, record, dataset):
+    folder = shutil.copytree(folders["vae_other_size"], tmp_path / "row")
+    (folder / record).write_text(json.dumps({"dataset": dataset}))
+    digits = load_checkpoints([str(folder)])["row"].digits
+    assert digits.levels.shape == (300, 1, 12, 12)
+
+
+def test_scores_of_a_likelihood_are_its_bits_and_those_of_an_error_are_squares(checkpoints):
+    vae, aae = checkpoints["vae"], checkpoints["aae"]
+    levels = vae.digits.levels[:5]
+    seeded = [torch.Generator().manual_seed(1) for _ in range(2)]
+    assert torch.equal(vae.score(levels, seeded[0]), vae.model.bits_per_dim(levels, seeded[1]))
+    values = aae.model.reconstruct(levels) / 7.5 - 1
+    expected = (values - (levels / 7.5 - 1)).square().mean((1, 2, 3))
+    torch.testing.assert_close(aae.score(levels, seeded[0]), expected)
+    assert vae.scores.shape == aae.scores.shape == (300,)
+
+
+def test_two_checkpoints_of_one_name_are_refused(folders, tmp_path):
+    copy = shutil.copytree(folders["vae"], tmp_path / "vae")
+    with pytest.raises(ValueError, match="'vae' twice"):
+        load_checkpoints([str(folders["vae"]), str(copy)])
+
+
+def test_the_default_is_what_holds_weights(folders, tmp_path):
+    for name in ("vae", "bytes"):
+        shutil.copytree(folders[name], tmp_path / name)
+    (tmp_path / "only_a_card").mkdir()
+    (tmp_path / "only_a_card" / "config.json").write_text("{}")
+    assert default_checkpoints(tmp_path) == [str(tmp_path / "bytes"), str(tmp_path / "vae")]
+    with pytest.raises(ValueError, match="CHECKPOINT must be given"):
+        default_checkpoints(tmp_path / "missing")
