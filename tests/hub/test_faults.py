@@ -21,7 +21,7 @@ from hub_http import Fault
 # The first request and the five times that the client tries again.
 TRIES = 6
 SECONDS = 5
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
