@@ -44,7 +44,7 @@ def run_client(hub, repository, tmp_path_factory):
             cwd=tmp_path_factory.mktemp("cwd"),
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=580,
         )
         assert result.returncode == 0, f"{name} failed:\n{result.stdout}\n{result.stderr}"
         return result.stdout

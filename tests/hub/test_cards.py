@@ -13,7 +13,7 @@ ROWS = sorted(path.parent.name for path in REPOSITORY.glob("model_cards/*/model.
 DATA = Path(os.environ.get("HF_LATENTGEN_DATA", REPOSITORY.parent / "shared" / "data"))
 # Ships with scikit-learn; the examples of other rows read their data from the folder above.
 EMBEDDED = "digits"
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 def dataset(row: str) -> str:

@@ -10,7 +10,7 @@ FAMILIES = ("vae", "aae", "aae-classifier", "local-text", "local-image")
 # Text models have a tokenizer, and are generated from.
 TEXT_FILES = {"tokenizer_config.json", "generation_config.json"}
 SECONDS = 2
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")

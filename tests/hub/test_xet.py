@@ -6,7 +6,7 @@ import pytest
 
 from hub_common import make_families, write_row
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_weights_go_through_xet_and_come_back(hub, run_client, repository, tmp_path):

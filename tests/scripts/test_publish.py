@@ -174,7 +174,7 @@ def test_a_score_that_is_no_number_is_named(folder):
 def test_a_missing_shard_is_named(folder):
     model = VAEModel.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
-    model.save_pretrained(folder, max_shard_size=20_000)
+    model.save_pretrained(folder, max_shard_size=4_000)
     shards = sorted(path.name for path in folder.glob("model-*.safetensors"))
     assert len(shards) > 1
     upload = prepare_upload(folder, REPO_ID)

@@ -25,6 +25,8 @@ logger = logging.get_logger(__name__)
 
 # Seconds in which the Hub has to answer. The client itself would try again for most of a minute, file by file.
 TIMEOUT = 4
+# A file that is not stored as a large one is named by a shorter hash.
+SHA256_DIGITS = 64
 
 
 class SafetensorsModel(PreTrainedModel):
@@ -117,14 +119,14 @@ def check_hashes(name: str, revision: str | None, cache_dir: str | None) -> None
         if not isinstance(found, str):
             continue
         for weights in Path(found).parent.glob("*.safetensors"):
-            # The cache names a file by its hash and links to it, except where the system has no links.
-            blob = weights.resolve()
-            if len(blob.name) != 64:
+            # The cache links to a name made of this hash, which may be a link itself; a system without links has none.
+            declared = weights.readlink().name if weights.is_symlink() else ""
+            if len(declared) != SHA256_DIGITS:
                 continue
-            with blob.open("rb") as content:
+            with weights.open("rb") as content:
                 actual = sha_fileobj(content).hex()
-            if actual != blob.name:
+            if actual != declared:
                 raise OSError(
-                    f"{weights.name} of {name} is damaged: its SHA-256 is {actual}, the Hub says {blob.name}. "
-                    f"Delete {blob} and load it again"
+                    f"{weights.name} of {name} is damaged: its SHA-256 is {actual}, the Hub says {declared}. "
+                    f"Delete {weights.resolve()} and load it again"
                 )
