@@ -113,6 +113,6 @@ def test_the_default_is_what_holds_weights(folders, tmp_path):
         shutil.copytree(folders[name], tmp_path / name)
     (tmp_path / "only_a_card").mkdir()
     (tmp_path / "only_a_card" / "config.json").write_text("{}")
-    assert default_checkpoints(tmp_path) == [str(tmp_path / "bytes"), str(tmp_path / "vae")]
+    assert default_checkpoints(tmp_path) == [str(tmp_path / "vae"), str(tmp_path / "bytes")]
     with pytest.raises(ValueError, match="CHECKPOINT must be given"):
         default_checkpoints(tmp_path / "missing")
