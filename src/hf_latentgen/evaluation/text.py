@@ -61,7 +61,7 @@ def measure(
         "training_bits_per_byte": text_scores(model, [seen], context)["bits_per_byte"],
         "validation_bits_per_byte": held_out["bits_per_byte"],
         "validation_and_test_bits_per_byte": nats_to_bits_per_byte(
-            scores["nll_nats"] + held_out["nll_nats"], num_bytes + held_out["num_bytes"]
+            scores["nll_nats"] + held_out["nll_nats"], num_bytes + int(held_out["num_bytes"])
         ),
         "untrained_bits_per_byte": text_scores(fresh, test, context)["bits_per_byte"],
     }

@@ -168,7 +168,7 @@ class LatentGenPipeline(DiffusionPipeline):
             sample = self.scheduler.step(predicted, timestep, sample, generator=generator).prev_sample
         return self.denoiser.restore(sample)
 
-    def _draw_by_row(self, batch_size: int, class_labels, images, rows: int | None, options: dict) -> Tensor:
+    def _draw_by_row(self, batch_size: int, class_labels, images, rows, options: dict) -> Tensor:
         """Levels that a pixel transformer draws below the given rows, with a bar of rows. [B, C, H, W]."""
         config, device = self.model.config, self._execution_device
         if images is None:
@@ -183,8 +183,8 @@ class LatentGenPipeline(DiffusionPipeline):
             rows = config.image_size // 2 if rows is None else rows
         steps = self.model.complete_by_row(given, rows, labels=labels, **options)
         levels = next(steps)
-        bar = self.progress_bar(range(int(rows), config.image_size))  # pyright: ignore[reportCallIssue]
-        for _ in bar:  # pyright: ignore[reportGeneralTypeIssues]
+        left = range(int(rows), config.image_size)
+        for _ in self.progress_bar(left):  # pyright: ignore[reportCallIssue, reportArgumentType, reportGeneralTypeIssues]
             levels = next(steps)
         return levels
 
