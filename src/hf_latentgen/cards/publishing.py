@@ -239,7 +239,7 @@ def code_files(
     with tempfile.TemporaryDirectory() as sources:
         for item, auto, name in named:
             # Of this object alone: registering its class would add code to whatever is saved from then on.
-            item._auto_class = auto
+            item._auto_class = auto  # pyright: ignore[reportAttributeAccessIssue]
             custom_object_save(item, sources, settings[name])
         code = {path.name: path.read_bytes() for path in sorted(Path(sources).glob("*.py"))}
     return code | {name: f"{json.dumps(content, indent=2)}\n".encode() for name, content in settings.items()}

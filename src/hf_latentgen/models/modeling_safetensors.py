@@ -53,13 +53,17 @@ class SafetensorsModel(PreTrainedModel):
         is_remote = name is not None and not Path(name).exists()
         if is_remote and not kwargs.get("local_files_only"):
             kwargs |= pinned_revision(str(name), kwargs.get("revision"), kwargs.get("token"), kwargs.get("cache_dir"))
-        where = {key: kwargs.get(key) for key in ("revision", "token", "cache_dir")}
         try:
             loaded = super().from_pretrained(name, *model_args, use_safetensors=True, **kwargs)
         except OSError as error:
             # What transformers says then is to load the pickle.
             pickles = (WEIGHTS_NAME, WEIGHTS_INDEX_NAME) if SAFE_WEIGHTS_NAME in str(error) else ()
-            found = [pickle for pickle in pickles if has_file(str(name), pickle, **where)]
+            revision, token, cache_dir = (kwargs.get(key) for key in ("revision", "token", "cache_dir"))
+            found = [
+                pickle
+                for pickle in pickles
+                if has_file(str(name), pickle, revision=revision, token=token, cache_dir=cache_dir)
+            ]
             if found:
                 raise OSError(
                     f"{name} holds no {SAFE_WEIGHTS_NAME}, only pickled weights ({found[0]}), which can run code when "

@@ -64,7 +64,7 @@ class LatentTrainingArguments(TrainingArguments):
         if self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
             raise ValueError(
                 f"hub_strategy must be 'end' or 'every_save', because whole checkpoints hold pickles, which are never "
-                f"published, got {self.hub_strategy.value!r}"
+                f"published, got {str(HubStrategy(self.hub_strategy).value)!r}"
             )
 
 
