@@ -259,7 +259,7 @@ def _reconstruct_tab(checkpoints: Checkpoints) -> None:
     def reconstruct(model: str, drawing: dict | None, seed: float) -> tuple:
         with readable_errors():
             checkpoint = checkpoints.pick(model, need)
-            levels = inference.levels_from_drawing(checkpoint, drawing and drawing["composite"])
+            levels = inference.levels_from_drawing(checkpoint, drawing["composite"] if drawing else None)
             return inference.reconstruct(checkpoint, levels, seed)
 
     def reconstruct_file(model: str, file: str | None, seed: float) -> tuple:
