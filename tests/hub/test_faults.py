@@ -4,8 +4,9 @@ import json
 import re
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 import torch
@@ -181,8 +182,10 @@ def test_a_trainer_pushes_the_model_its_card_and_its_grids(hub, run_client, tmp_
 class Mute(BaseHTTPRequestHandler):
     """Takes a request and never answers it."""
 
+    released = Event()
+
     def handle(self):
-        time.sleep(20)
+        self.released.wait(20)
 
 
 def closed_port() -> str:
@@ -200,12 +203,14 @@ def unreachable(request, monkeypatch):
         monkeypatch.setattr(constants, "ENDPOINT", closed_port())
         yield
     elif request.param == "mute":
+        Mute.released.clear()
         server = ThreadingHTTPServer(("127.0.0.1", 0), Mute)
-        server.daemon_threads = True
         Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         yield
+        Mute.released.set()
         server.shutdown()
+        server.server_close()
     else:
         # The queue of a port that accepts nothing is soon full; the system then lets further connections wait.
         with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
@@ -222,13 +227,11 @@ def unreachable(request, monkeypatch):
 
 def test_without_network_it_is_said_soon(unreachable, rows):
     upload = prepare_upload(rows / "vae", "ada/vae")
-    actions = (
-        lambda: publish(upload),
-        lambda: VAEModel.from_pretrained("ada/never-loaded"),
-        lambda: load_checkpoint("ada/never-loaded"),
-    )
-    for action in actions:
-        start = time.perf_counter()
-        with pytest.raises(ConnectionError, match=r"http://127.0.0.1:\d+ does not answer \(.+\): check the network"):
-            action()
-        assert time.perf_counter() - start < SECONDS
+    actions = ((publish, upload), (VAEModel.from_pretrained, "ada/never"), (load_checkpoint, "ada/never"))
+    start = time.perf_counter()
+    with ThreadPoolExecutor(len(actions)) as pool:
+        errors = [attempt.exception() for attempt in [pool.submit(*action) for action in actions]]
+    assert time.perf_counter() - start < SECONDS
+    for error in errors:
+        assert isinstance(error, ConnectionError)
+        assert re.match(r"http://127.0.0.1:\d+ does not answer \(.+\): check the network", str(error))
