@@ -107,6 +107,4 @@ def server(folders, tmp_path_factory):
             process.terminate()
             process.wait(30)
             process.stdout.close()
-    reported = (folder / "errors.txt").read_text()
-    assert "Traceback" not in reported
-    assert "OUTSIDE" not in reported
+    assert "OUTSIDE" not in (folder / "errors.txt").read_text()

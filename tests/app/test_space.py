@@ -1,6 +1,7 @@
 """The folder of the Space: its front matter is what the Hub accepts, and its versions are the tested ones."""
 
 import ast
+import runpy
 from importlib.metadata import version
 
 import pytest
@@ -57,3 +58,13 @@ def test_its_models_are_rows_that_are_loaded_before_it_starts(front_matter, repo
         namespace, row = model.split("/")
         assert namespace == "hf-latentgen"
         assert (repository / "configs" / f"{row}.yaml").is_file()
+
+
+def test_the_program_serves_the_models_of_the_front_matter(front_matter, space, monkeypatch):
+    pytest.importorskip("gradio", reason='gradio is not installed: pip install -e ".[app]"')
+    served = []
+    monkeypatch.setattr("hf_latentgen.app.checkpoints.load_checkpoints", lambda names: names)
+    monkeypatch.setattr("hf_latentgen.app.interface.build", lambda checkpoints: checkpoints)
+    monkeypatch.setattr("hf_latentgen.app.interface.launch", served.append)
+    runpy.run_path(str(space / "app.py"))
+    assert served == [front_matter["models"]]
