@@ -9,11 +9,11 @@ from PIL import Image
 
 import hf_latentgen
 from cards_common import CONFIG, REPO_ID, change
-from hf_latentgen.cards import model_card
+from hf_latentgen.cards import metrics, model_card
+from hf_latentgen.cards.metrics import describe_metric
 from hf_latentgen.cards.model_card import (
     REQUIRED_KEYS,
     data_source,
-    describe_metric,
     duration,
     list_pictures,
     read_results,
@@ -310,6 +310,6 @@ def test_script_errors(cards_main, root, results):
 
 
 def test_every_caption_and_floor_is_one_line():
-    for text in (*model_card.CAPTIONS.values(), *model_card.FLOORS.values()):
+    for text in (*model_card.CAPTIONS.values(), *metrics.FLOORS.values()):
         assert "|" not in text
         assert "\n" not in text

@@ -4,13 +4,14 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from transformers import AutoConfig
 
+from hf_latentgen.cards.metrics import FLOORS, describe_metric, words
 from hf_latentgen.models.auto import auto_class
 
 TASK = "unconditional-image-generation"
@@ -26,20 +27,6 @@ STANDARD_ERROR = "_standard_error"
 
 
 @dataclass(frozen=True)
-class Metric:
-    """How a number is shown: its title, unit, decimals and kind (a bound, exact, or a plain measurement)."""
-
-    title: str
-    unit: str
-    decimals: int
-    kind: str
-
-    def show(self, value: float) -> str:
-        """The value with the fixed number of decimals of this metric."""
-        return f"{value:,.{self.decimals}f}"
-
-
-@dataclass(frozen=True)
 class DataSource:
     """What a card says about a data set. `hub_id` is None where there is nothing to link on the Hub."""
 
@@ -48,48 +35,12 @@ class DataSource:
     description: str
 
 
-METRICS = {
-    "bits_per_dim": Metric("Bits per dimension, one posterior sample", "bits/dim", 4, "upper bound"),
-    "exact_bits_per_dim": Metric("Bits per dimension", "bits/dim", 4, "exact"),
-    "negative_elbo_nats": Metric("Negative ELBO, one posterior sample", "nats", 2, "upper bound"),
-    "distortion_nats": Metric("Distortion", "nats", 2, "part of the bound"),
-    "rate_nats": Metric("Rate", "nats", 2, "part of the bound"),
-    "nll_nats": Metric("Negative log-likelihood", "nats", 2, "exact"),
-    "active_units": Metric("Active units", "latent dimensions", 0, "measurement"),
-    "linear_probe_accuracy": Metric("Linear probe on the latent means, accuracy", "fraction", 4, "measurement"),
-    "reconstruction_mse": Metric("Reconstruction, mean squared error", "levels scaled to [0, 1]", 5, "measurement"),
-    "test_error": Metric("Classification error", "fraction", 4, "measurement"),
-    "test_error_mean": Metric("Classification error, mean over draws of the labels", "fraction", 4, "measurement"),
-    "test_error_std": Metric("Classification error, standard deviation over draws", "fraction", 4, "measurement"),
-    "reconstruction_mse_minus1_1": Metric("Reconstruction, mean squared error", "values on [-1, 1]", 4, "measurement"),
-    "code_max_abs_mean": Metric("Codes, largest absolute mean of a dimension", "", 3, "measurement"),
-    "code_min_std": Metric("Codes, least standard deviation of a dimension", "", 3, "measurement"),
-    "code_max_std": Metric("Codes, largest standard deviation of a dimension", "", 3, "measurement"),
-    "code_energy_distance": Metric("Codes to prior, energy distance", "", 4, "measurement"),
-    "code_energy_p_value": Metric("Codes to prior, p-value of the energy distance", "", 3, "measurement"),
-    "parzen_nats": Metric("Parzen-window log-likelihood, 10,000 samples", "nats", 1, "not a measure of quality"),
-    "in_domain_frechet_distance": Metric("Frechet distance, in-domain classifier", "", 2, "measurement"),
-    "class_histogram_kl_nats": Metric("Classes of samples to those of the data, KL", "nats", 4, "measurement"),
-    "in_domain_coverage": Metric("Coverage, in-domain features", "fraction", 3, "measurement"),
-    "in_domain_recall": Metric("Recall, in-domain features", "fraction", 3, "measurement"),
-    "in_domain_precision": Metric("Precision, in-domain features", "fraction", 3, "measurement"),
-    "in_domain_density": Metric("Density, in-domain features", "", 3, "measurement"),
-    "bits_per_byte": Metric("Bits per byte", "bits/byte", 4, "exact"),
-    "context": Metric("Ids before a scored byte", "ids", 0, "measurement"),
-    "num_bytes": Metric("Scored bytes", "bytes", 0, "measurement"),
-}
 # What people search the Hub for.
 FURTHER_TAGS = {
     "vae": ["variational-autoencoder", "image-generation"],
     "aae": ["adversarial-autoencoder", "image-generation"],
     "local_transformer": ["byte-level", "local-attention"],
     "local_transformer_image": ["autoregressive", "local-attention", "image-generation"],
-}
-# What the end of a name adds to its metric.
-VARIANTS = {
-    "_of_own_prior": "latents from the prior that the autoencoder was trained with",
-    "_of_encoded": "latents of training images",
-    "_of_means": "decoder means instead of drawn pixels",
 }
 MODEL_CLASSES = {
     "vae": "VAEModel",
@@ -98,22 +49,6 @@ MODEL_CLASSES = {
     "local_transformer_image": "LocalTransformerForImageGeneration",
 }
 PICTURE_OF_EPOCH = re.compile(r"(samples|reconstructions|completions)_epoch_(\d+)\.png")
-# The number of samples is part of the name, as in nll_nats_iw500.
-IMPORTANCE_ESTIMATE = re.compile(r"(nll_nats|bits_per_dim)_iw(\d+)")
-
-FLOORS = {
-    "order0_bits_per_dim": "one histogram of levels for all pixels",
-    "per_pixel_bits_per_dim": "one histogram of levels per pixel position",
-    "counting_4_bits_per_dim": "counts of 4 neighbours: W, N, NW, NE",
-    "bz2_bits_per_dim": "bz2, whole split in one file",
-    "xz_bits_per_dim": "xz, whole split in one file",
-    "png_bits_per_dim": "PNG, one file per image",
-    "bz2_bits_per_byte": "bz2, after the training split",
-    "xz_bits_per_byte": "xz, after the training split",
-    "counting_0_bits_per_byte": "one histogram of bytes",
-    "counting_4_bits_per_byte": "counts after the 4 bytes before (Witten-Bell)",
-}
-
 DATA_SOURCES = {
     "digits": DataSource(
         "scikit-learn digits",
@@ -242,7 +177,7 @@ def render_card(
             for entry in results["reference"]
         ],
         best_floor=best_floor(results),
-        floors=[(FLOORS.get(key, _words(key)), f"{value:.4f}") for key, value in results["floor"].items()],
+        floors=[(FLOORS.get(key, words(key)), f"{value:.4f}") for key, value in results["floor"].items()],
         history=_history_summary(results["history"]),
         history_title=f"validation {_history_metric(results['history'])[1]}",
         is_classifier=_is_classifier(results),
@@ -253,7 +188,7 @@ def render_card(
         num_images=f"{results['num_images']:,}",
         train_time=duration(results["train_seconds"]),
         training=[(f"`{key}`", _show(value)) for key, value in results["training"].items() if key != "seed"],
-        diagnostics=[(_words(key), describe_metric(key).show(value)) for key, value in diagnostics.items()],
+        diagnostics=[(words(key), describe_metric(key).show(value)) for key, value in diagnostics.items()],
         evaluation=_evaluation_summary(results.get("evaluation", {})),
         pictures=[(name, _caption(name)) for name in pictures],
         environment=_show(results["versions"]),
@@ -273,26 +208,12 @@ def _caption(name: str) -> str:
     if match := PICTURE_OF_EPOCH.fullmatch(name):
         kind, epoch = match.group(1).capitalize(), int(match.group(2))
         return f"{kind} after {epoch} epoch{'s' if epoch > 1 else ''}" if epoch else f"{kind} before training"
-    return CAPTIONS.get(name, _words(name.removesuffix(".png")))
+    return CAPTIONS.get(name, words(name.removesuffix(".png")))
 
 
 def family(results: dict) -> str:
     """Short name of the model family: the model type without the prefix of the package, as in "vae"."""
     return results["model"]["model_type"].removeprefix("latentgen_")
-
-
-def describe_metric(key: str) -> Metric:
-    """How the metric of this name is shown. An unknown one is shown under its own name with 4 decimals."""
-    if match := IMPORTANCE_ESTIMATE.fullmatch(key):
-        quantity, num_samples = match.groups()
-        base = METRICS[quantity]
-        title = "Negative log-likelihood" if quantity == "nll_nats" else "Bits per dimension"
-        return Metric(f"{title}, K = {num_samples} importance samples", base.unit, base.decimals, "tighter upper bound")
-    for ending, words in VARIANTS.items():
-        if key.endswith(ending):
-            base = describe_metric(key.removesuffix(ending))
-            return replace(base, title=f"{base.title}; {words}")
-    return METRICS.get(key, Metric(_words(key), "", 4, "measurement"))
 
 
 def data_source(dataset: str) -> DataSource:
@@ -392,7 +313,7 @@ def best_floor(results: dict) -> tuple[str, float]:
     if not results["floor"]:
         return "", float("inf")
     key = min(results["floor"], key=results["floor"].__getitem__)
-    return FLOORS.get(key, _words(key)), results["floor"][key]
+    return FLOORS.get(key, words(key)), results["floor"][key]
 
 
 def data_title(results: dict) -> str:
@@ -446,14 +367,10 @@ def _model_class(results: dict) -> str:
 
 def _evaluation_summary(evaluation: dict) -> str:
     """Circumstances of the evaluation, times in words. Empty if they were not recorded."""
-    named = {"wall time" if key == "seconds" else _words(key): (key, value) for key, value in evaluation.items()}
+    named = {"wall time" if key == "seconds" else words(key): (key, value) for key, value in evaluation.items()}
     return "; ".join(
         f"{name} {duration(value) if key == 'seconds' else _show(value)}" for name, (key, value) in named.items()
     )
-
-
-def _words(key: str) -> str:
-    return key.replace("_", " ")
 
 
 def _show(value: object) -> str:

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
+from hf_latentgen.cards.metrics import IMPORTANCE_ESTIMATE, describe_metric
 from hf_latentgen.cards.model_card import (
-    IMPORTANCE_ESTIMATE,
     best_floor,
     cell,
     data_title,
-    describe_metric,
     duration,
     family,
     headline,
