@@ -70,8 +70,10 @@ def open_tab(page, name):
 
 
 def choose_model(page, tab, name):
-    tab.get_by_label("Model").click()
+    tab.get_by_role("combobox", name="Model", exact=True).click()
     page.get_by_role("option", name=re.compile(f"^{name}:")).click()
+    # The list closes a moment later, and its entries would answer to the name of the next thing to click.
+    page.get_by_role("option").first.wait_for(state="hidden")
 
 
 def shown(page, selector):
@@ -128,7 +130,7 @@ def test_sample(page, checkpoints):
     wait_for_picture(
         page, "#sample_picture", last(inference.sample(checkpoints["aae_classes"], 36, 1, ANY_CLASS, "mean", 0))
     )
-    tab.get_by_label("Class").click()
+    tab.get_by_role("combobox", name="Class", exact=True).click()
     page.get_by_role("option", name="3", exact=True).click()
     tab.get_by_role("button", name="Next seed").click()
     wait_for_picture(page, "#sample_picture", last(inference.sample(checkpoints["aae_classes"], 36, 1, 3, "mean", 1)))
