@@ -11,6 +11,7 @@ from modeling_common import CommonModelTests, perturb
 TINY = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "image_size": 5, "num_levels": 3}
 VARIANTS = {
     "grey": {},
+    "wide context": {"context_radius": 2},
     "colour, one row, classes": {
         "num_channels": 3,
         "window_rows": 1,
@@ -97,6 +98,30 @@ def test_neighbours_above_are_seen_beyond_the_window_of_attention():
     differs = (model(images).logits != model(changed).logits).any(1)[0, 0]
     assert differs[2, 2]
     assert not differs[3:].any() or differs[2].any()
+
+
+@torch.no_grad()
+def test_every_neighbour_in_the_radius_has_an_embedding_of_its_own():
+    """The pixel in the middle predicts from its own neighbours what a loop over them finds."""
+    model = build("wide context", num_hidden_layers=1, window_rows=1)
+    config, images = model.config, images_of(model.config, 1)
+    embeddings = model.model.embed_tokens.weight.unflatten(0, (-1, config.num_levels + 1))
+    around = [(0, -1), (-1, 0), (-1, -1), (-1, 1), (-1, -2), (-1, 2), (-2, 0), (-2, -1), (-2, 1), (-2, -2), (-2, 2)]
+    around += [(0, -2)]
+    assert len(embeddings) == len(around)
+    for row, column in itertools.product(range(config.image_size), repeat=2):
+        expected = model.row_embedding.weight[row] + model.column_embedding.weight[column]
+        expected = expected + model.channel_embedding.weight[0]
+        for embedding, (down, right) in zip(embeddings, around, strict=True):
+            y, x = row + down, column + right
+            # What comes before the first pixel of a row is the last one of the row above.
+            if (down, right) == (0, -1) and column == 0:
+                y, x = row - 1, config.image_size - 1
+            inside = y >= 0 and 0 <= x < config.image_size
+            expected = expected + embedding[images[0, 0, y, x] if inside else config.num_levels]
+        position = row * config.image_size + column
+        found = model._inputs(images.flatten(1), None, position, position + 1)[0, 0]
+        torch.testing.assert_close(found, expected)
 
 
 @torch.no_grad()
@@ -212,7 +237,14 @@ def test_bad_labels_are_named():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("image_size", 0), ("num_channels", 0), ("num_levels", 1), ("num_levels", 257), ("window_rows", 0)],
+    [
+        ("image_size", 0),
+        ("num_channels", 0),
+        ("num_levels", 1),
+        ("num_levels", 257),
+        ("window_rows", 0),
+        ("context_radius", 0),
+    ],
 )
 def test_bad_fields_are_named(field, value):
     with pytest.raises(StrictDataclassError, match=f"{field} must be .*, got {value}"):

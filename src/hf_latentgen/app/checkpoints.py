@@ -18,7 +18,6 @@ from hf_latentgen.evaluation.checkpoints import load_checkpoint
 from hf_latentgen.models.auto import WEIGHTS
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.models.modeling_aae import AAEModel
-from hf_latentgen.models.modeling_aae_classification import AAEForImageClassification
 from hf_latentgen.models.modeling_image_autoencoder import ImageAutoencoderModel
 from hf_latentgen.models.modeling_local_transformer import LocalTransformerForCausalLM
 from hf_latentgen.models.modeling_local_transformer_image import LocalTransformerForImageGeneration
@@ -80,12 +79,8 @@ class Checkpoint:
     @property
     def num_classes(self) -> int:
         """How many classes a sample can be asked for, 0 when the model knows none."""
-        if isinstance(self.model, AAEForImageClassification):
-            return self.model.num_codes
-        if isinstance(self.model, AAEModel):
-            return self.model.prior.num_parts if self.model.config.labelled_prior else 0
-        conditional = isinstance(self.model, LocalTransformerForImageGeneration) and self.model.class_embedding
-        return conditional.num_embeddings if conditional else 0
+        is_image_model = isinstance(self.model, ImageAutoencoderModel | LocalTransformerForImageGeneration)
+        return self.model.num_sample_classes if is_image_model else 0
 
     @cached_property
     def digits(self) -> Digits:

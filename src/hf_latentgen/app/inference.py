@@ -75,7 +75,7 @@ def sample(
             known = f"0 to {checkpoint.num_classes - 1}" if checkpoint.num_classes else "none, as it knows no classes"
             raise ValueError(f"Class must be one that {checkpoint.name} knows ({known}) or any, got {label}.")
         labels = torch.full((number,), int(label), device=checkpoint.model.device)
-    model, config = checkpoint.model, checkpoint.model.config
+    model = checkpoint.model
     if isinstance(model, VAEModel):
         steps = [model.sample(number, generator, output, temperature)]
     elif isinstance(model, AAEModel):
@@ -83,10 +83,8 @@ def sample(
             raise ValueError(f"Temperature must be 1 for an adversarial autoencoder, got {temperature:g}.")
         steps = [model.sample(number, generator, output, labels)]
     else:
-        shape = (number, config.num_channels, config.image_size, config.image_size)
-        blank = torch.zeros(shape, dtype=torch.int64, device=model.device)
         transformer = cast(LocalTransformerForImageGeneration, model)
-        steps = transformer.complete_by_row(blank, 0, generator, output, temperature, labels)
+        steps = transformer.complete_by_row(transformer.blank(number), 0, generator, output, temperature, labels)
     for levels in steps:
         yield grid(checkpoint, levels, int(np.ceil(np.sqrt(number))), GRID_WIDTH)
 

@@ -57,6 +57,11 @@ def _model_choice(checkpoints: Checkpoints, need: str, explanation: str) -> gr.D
     return gr.Dropdown(choices, value=value, label="Model", allow_custom_value=True)
 
 
+def _temperature(value: float, interactive: bool = True) -> gr.Slider:
+    label = "Temperature: low is typical, high is adventurous"
+    return gr.Slider(SMALL_TEMPERATURE, 2, value, step=0.1, label=label, interactive=interactive)
+
+
 def _seed() -> gr.Number:
     return gr.Number(0, label="Seed: the same seed gives the same result", precision=0, minimum=0, maximum=MAX_SEED)
 
@@ -118,14 +123,7 @@ def sample_tab(checkpoints: Checkpoints) -> dict:
         with gr.Column(scale=2, min_width=320):
             model = _model_choice(checkpoints, "sample", "The model invents images that nobody has drawn.")
             number = gr.Slider(1, inference.MAX_IMAGES, 36, step=1, label="Number of images")
-            temperature = gr.Slider(
-                SMALL_TEMPERATURE,
-                2,
-                1,
-                step=0.1,
-                label="Temperature: low is typical, high is adventurous",
-                interactive=not (first and isinstance(first.model, AAEModel)),
-            )
+            temperature = _temperature(1, interactive=not (first and isinstance(first.model, AAEModel)))
             label = gr.Dropdown(
                 _classes(first),
                 value=inference.ANY_CLASS,
@@ -359,9 +357,7 @@ def complete_tab(checkpoints: Checkpoints) -> None:
         with gr.Column(scale=2, min_width=320):
             given = gr.Slider(0, 100, 50, step=5, label="Percentage of the rows that the model sees")
             number = gr.Slider(1, 8, 5, step=1, label="How many times")
-            temperature = gr.Slider(
-                SMALL_TEMPERATURE, 2, 1, step=0.1, label="Temperature: low is typical, high is adventurous"
-            )
+            temperature = _temperature(1)
             seed = _seed()
             with gr.Row():
                 run = gr.Button("Complete", variant="primary")
@@ -390,9 +386,7 @@ def text_tab(checkpoints: Checkpoints) -> None:
                 "ROMEO:\n", label="Beginning", lines=3, max_length=inference.MAX_PROMPT, elem_id="prompt"
             )
             length = gr.Slider(1, inference.MAX_LENGTH, 300, step=1, label="How many bytes to write")
-            temperature = gr.Slider(
-                SMALL_TEMPERATURE, 2, 0.8, step=0.1, label="Temperature: low is typical, high is adventurous"
-            )
+            temperature = _temperature(0.8)
             seed = _seed()
             with gr.Row():
                 run = gr.Button("Write", variant="primary")

@@ -6,9 +6,6 @@ from huggingface_hub.dataclasses import strict
 from .configuration_image_autoencoder import require
 from .configuration_local_transformer import LocalTransformerConfig
 
-# The pixel before, and of the pixel to predict the one above, above to the left and above to the right.
-NUM_CONTEXTS = 4
-
 
 @strict
 class LocalTransformerImageConfig(LocalTransformerConfig):
@@ -20,6 +17,8 @@ class LocalTransformerImageConfig(LocalTransformerConfig):
         num_channels (`int`, defaults to 1): channels of the image.
         num_levels (`int`, defaults to 16): integer levels of a pixel, 2 to 256.
         window_rows (`int`, defaults to 2): rows of the image that a pixel sees.
+        context_radius (`int`, defaults to 1): rows above the pixel to predict, and columns to its left and right,
+            whose values are part of the input.
         is_class_conditional (`bool`, defaults to `False`): the model is told the class, one of `num_labels`.
     """
 
@@ -30,6 +29,7 @@ class LocalTransformerImageConfig(LocalTransformerConfig):
     num_channels: int = 1
     num_levels: int = 16
     window_rows: int = 2
+    context_radius: int = 1
     is_class_conditional: bool = False
     tie_word_embeddings: bool = False
     use_cache: bool = False
@@ -37,9 +37,16 @@ class LocalTransformerImageConfig(LocalTransformerConfig):
     def __post_init__(self, **kwargs):
         self.window = max(self.window_rows * self.row_length, 2)
         # Each context has its own embedding of each level, and of what lies outside of the image.
-        self.vocab_size = NUM_CONTEXTS * (self.num_levels + 1)
+        self.vocab_size = (1 + len(self.neighbors)) * (self.num_levels + 1)
         self.pad_token_id = self.bos_token_id = self.eos_token_id = None
         super().__post_init__(**kwargs)
+
+    @property
+    def neighbors(self) -> list[tuple[int, int]]:
+        """Rows up and columns to the right of a pixel's already seen neighbours, without the value just before it."""
+        radius = self.context_radius
+        above = [(up, right) for up in range(1, radius + 1) for right in sorted(range(-radius, radius + 1), key=abs)]
+        return above + [(0, -left) for left in range(2, radius + 1)]
 
     @property
     def row_length(self) -> int:
@@ -57,3 +64,4 @@ class LocalTransformerImageConfig(LocalTransformerConfig):
         require(self.num_channels >= 1, "num_channels", self.num_channels, "at least 1")
         require(2 <= self.num_levels <= 256, "num_levels", self.num_levels, "2 to 256")
         require(self.window_rows >= 1, "window_rows", self.window_rows, "at least 1")
+        require(self.context_radius >= 1, "context_radius", self.context_radius, "at least 1")

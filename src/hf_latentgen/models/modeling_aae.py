@@ -183,6 +183,11 @@ class AAEModel(ImageAutoencoderModel):
             return CategoricalPixels(decoded)
         return DeterministicPixels(decoded, self.config.num_levels)
 
+    @property
+    def num_sample_classes(self) -> int:
+        """How many parts of a labelled prior `sample` can be asked for, 0 where it knows none."""
+        return self.prior.num_parts if self.config.labelled_prior else 0
+
     @torch.no_grad()
     def sample(
         self,

@@ -100,6 +100,11 @@ class AAEForImageClassification(AAEModel):
         """Probability of each class code (each cluster, for a model with clusters) of each image. [B, num_codes]."""
         return self.posterior(pixel_values).mean[:, : self.num_codes]
 
+    @property
+    def num_sample_classes(self) -> int:
+        """How many classes, or clusters, `sample` can be asked for."""
+        return self.num_codes
+
     @torch.no_grad()
     def sample(
         self,

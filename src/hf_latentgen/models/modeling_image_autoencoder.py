@@ -59,6 +59,11 @@ class ImageAutoencoderModel(SafetensorsModel):
         """Size of the latent vector."""
         return sum(self.latent_sizes)
 
+    @property
+    def num_sample_classes(self) -> int:
+        """How many classes `sample` can be asked for, 0 where it knows none."""
+        return 0
+
     def posterior(self, pixel_values: Tensor) -> DiagonalGaussian | PointMass:
         """The posterior of all latents of each image, found without drawing. Mean and standard deviation [B, L]."""
         raise NotImplementedError

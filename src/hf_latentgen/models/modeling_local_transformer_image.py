@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .bits import nats_to_bits_per_dim
-from .configuration_local_transformer_image import NUM_CONTEXTS, LocalTransformerImageConfig
+from .configuration_local_transformer_image import LocalTransformerImageConfig
 from .distributions import OUTPUTS
 from .modeling_image_autoencoder import check_at_least, check_levels
 from .modeling_local_transformer import LocalTransformerModel, LocalTransformerPreTrainedModel
@@ -36,9 +36,9 @@ class ImageLikelihoodOutput(ModelOutput):
 class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
     """Autoregressive model of pixels in raster order, the channels of a pixel one after the other.
 
-    The input that predicts a value is the sum of embeddings of the value before it, of the values above, above to the
-    left and above to the right of it, and of its row, column and channel: a model may look at everything that comes
-    before the value it predicts. Attention reaches `window_rows` rows back in each layer.
+    The input that predicts a value is the sum of embeddings of the value before it, of its neighbours above and to the
+    left (`context_radius`), and of its row, column and channel: a model may look at everything that comes before the
+    value it predicts. Attention reaches `window_rows` rows back in each layer.
 
     Source: Parmar et al. (2018), Image Transformer; the neighbours as input are what a PixelCNN's first layer sees.
     """
@@ -103,10 +103,22 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         Raises:
             ValueError: `num_images` is below 1.
         """
+        return self.complete(self.blank(num_images), 0, generator, output, temperature, labels)
+
+    @property
+    def num_sample_classes(self) -> int:
+        """How many classes `sample` can be asked for, 0 where it knows none."""
+        return 0 if self.class_embedding is None else self.class_embedding.num_embeddings
+
+    def blank(self, num_images: int) -> Tensor:
+        """Images of which no row is known yet, for `complete` and `complete_by_row`. [num_images, C, H, W].
+
+        Raises:
+            ValueError: `num_images` is below 1.
+        """
         check_at_least("num_images", num_images, 1)
         size = self.config.image_size
-        blank = torch.zeros(num_images, self.config.num_channels, size, size, dtype=torch.int64, device=self.device)
-        return self.complete(blank, 0, generator, output, temperature, labels)
+        return torch.zeros(num_images, self.config.num_channels, size, size, dtype=torch.int64, device=self.device)
 
     @torch.no_grad()
     def complete(
@@ -150,8 +162,8 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         Arguments and errors as in `complete`. Rows that are not yet drawn are as in `pixel_values`.
         """
         self._check_images(pixel_values)
-        if labels is None and self.class_embedding is not None:
-            odds = torch.ones(self.class_embedding.num_embeddings)
+        if labels is None and self.num_sample_classes:
+            odds = torch.ones(self.num_sample_classes)
             drawn = torch.multinomial(odds, pixel_values.shape[0], replacement=True, generator=generator)
             labels = drawn.to(pixel_values.device)
         self._check_labels(labels, pixel_values.shape[0])
@@ -197,15 +209,17 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         config = self.config
         position = torch.arange(start, stop, device=values.device)
         row, column = position // config.row_length, position % config.row_length // config.num_channels
-        is_inside = torch.stack(
-            [position > 0, row > 0, (row > 0) & (column > 0), (row > 0) & (column < config.image_size - 1)], 1
+        up, right = torch.tensor(config.neighbors, device=values.device).unbind(1)
+        neighbor_row, neighbor_column = row.unsqueeze(1) - up, column.unsqueeze(1) + right
+        is_inside = (neighbor_row >= 0) & (neighbor_column >= 0) & (neighbor_column < config.image_size)
+        neighbors = position.unsqueeze(1) - up * config.row_length + right * config.num_channels
+        contexts = torch.cat([position.unsqueeze(1) - 1, neighbors], 1)
+        is_inside = torch.cat([position.unsqueeze(1) > 0, is_inside], 1)
+        ids = torch.where(is_inside, values[:, contexts.clamp(min=0)], config.num_levels)
+        ids = ids + (config.num_levels + 1) * torch.arange(contexts.shape[1], device=values.device)
+        inputs = F.embedding_bag(ids.flatten(0, 1), self.model.embed_tokens.weight, mode="sum").unflatten(
+            0, ids.shape[:2]
         )
-        above = position - config.row_length
-        contexts = torch.stack([position - 1, above, above - config.num_channels, above + config.num_channels], 1)
-        found = values[:, contexts.clamp(min=0)]
-        ids = torch.where(is_inside, found, config.num_levels)
-        offsets = (config.num_levels + 1) * torch.arange(NUM_CONTEXTS, device=values.device)
-        inputs = self.model.embed_tokens(ids + offsets).sum(2)
         inputs = inputs + self.row_embedding(row) + self.column_embedding(column)
         inputs = inputs + self.channel_embedding(position % config.num_channels)
         if self.class_embedding is not None:

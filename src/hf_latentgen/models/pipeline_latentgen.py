@@ -60,14 +60,9 @@ class LatentGenPipeline(DiffusionPipeline):
         self.register_modules(model=model.eval(), processor=processor, denoiser=denoiser, scheduler=scheduler)
 
     @property
-    def num_classes(self) -> int | None:
-        """Number of classes that an image can be asked of, or None for a model that cannot be asked."""
-        if self.denoiser is not None:
-            return None
-        if self.kind == "AAEForImageClassification":
-            return self.model.num_codes
-        is_conditional = self.kind == PIXEL_TRANSFORMER and self.model.config.is_class_conditional
-        return self.model.config.num_labels if is_conditional else None
+    def num_classes(self) -> int:
+        """How many classes an image can be asked of, 0 for a model that cannot be asked."""
+        return self.model.num_sample_classes if self.denoiser is None else 0
 
     @property
     def has_temperature(self) -> bool:
@@ -170,20 +165,19 @@ class LatentGenPipeline(DiffusionPipeline):
 
     def _draw_by_row(self, batch_size: int, class_labels, images, rows, options: dict) -> Tensor:
         """Levels that a pixel transformer draws below the given rows, with a bar of rows. [B, C, H, W]."""
-        config, device = self.model.config, self._execution_device
+        size = self.model.config.image_size
         if images is None:
-            size = (batch_size, config.num_channels, config.image_size, config.image_size)
-            given, rows = torch.zeros(size, dtype=torch.int64, device=device), 0
+            given, rows = self.model.blank(batch_size), 0
             labels = self._labels(class_labels, batch_size)
         else:
-            given = self.processor(images, return_tensors="pt")["pixel_values"].to(device)
+            given = self.processor(images, return_tensors="pt")["pixel_values"].to(self._execution_device)
             labels = self._labels(class_labels, len(given))
             given = given.repeat_interleave(batch_size, 0)
             labels = None if labels is None else labels.repeat_interleave(batch_size)
-            rows = config.image_size // 2 if rows is None else rows
+            rows = size // 2 if rows is None else rows
         steps = self.model.complete_by_row(given, rows, labels=labels, **options)
         levels = next(steps)
-        left = range(int(rows), config.image_size)
+        left = range(int(rows), size)
         for _ in self.progress_bar(left):  # pyright: ignore[reportCallIssue, reportArgumentType, reportGeneralTypeIssues]
             levels = next(steps)
         return levels
@@ -192,7 +186,7 @@ class LatentGenPipeline(DiffusionPipeline):
         """The classes of `count` images, on the device of the model. [count]."""
         if class_labels is None:
             return None
-        if self.num_classes is None:
+        if self.num_classes == 0:
             raise ValueError(
                 f"class_labels must be None for a model that has no classes to ask for, got {class_labels}"
             )
