@@ -77,9 +77,18 @@ def test_equals_the_dense_reference(length, is_causal, calls):
 
 
 @pytest.mark.parametrize("is_causal", [True, False])
-def test_heads_are_taken_in_turns_when_they_are_long(is_causal, monkeypatch):
-    monkeypatch.setattr(local_attention_cpu, "ROWS_AT_ONCE", 700)
-    assert_equals_reference(states(300), 70, is_causal=is_causal)
+@pytest.mark.parametrize("rows_at_once", [700, 200, 1])
+def test_long_heads_are_taken_in_turns_and_in_pieces(rows_at_once, is_causal, monkeypatch):
+    monkeypatch.setattr(local_attention_cpu, "ROWS_AT_ONCE", rows_at_once)
+    assert_equals_reference(states(700), 70, is_causal=is_causal)
+
+
+def test_pieces_cover_each_row_once():
+    parts = local_attention_cpu.split_rows(100_000, 256, 64, is_causal=False)
+    assert [part.first for part in parts[1:]] == [part.stop for part in parts[:-1]]
+    assert (parts[0].first, parts[-1].stop) == (0, 100_000)
+    assert len(parts) > 3
+    assert max(part.stop - part.first for part in parts) <= local_attention_cpu.ROWS_AT_ONCE
 
 
 def test_gradients_are_those_of_finite_differences(calls):

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers.utils.import_utils import is_tracing
 
 FORWARD_BLOCK = 32
-# Rows of all heads that one call of a kernel takes, if no single head is longer. It bounds what the calls need besides
-# their results.
+# Rows of all heads that one call of a kernel takes. It bounds what the calls need besides their results, and keeps it
+# below the size from which memory is given back to the system after each call: touching it anew takes long.
 ROWS_AT_ONCE = 2**15
 
 _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -102,7 +102,10 @@ class Part(NamedTuple):
 
 
 def split_rows(num_rows: int, window: int, block: int, is_causal: bool) -> list[Part]:
-    """The rows in parts: the first as one block that sees all keys before it, whole blocks, the last if not causal."""
+    """The rows in parts: the first as one block that sees all keys before it, whole blocks, the last if not causal.
+
+    No part of whole blocks has more rows than `ROWS_AT_ONCE`, but for one block.
+    """
     before = (window - 1 + block - 1) // block * block
     after = 0 if is_causal else before
     blocks = (num_rows - before - after) // block
@@ -110,7 +113,9 @@ def split_rows(num_rows: int, window: int, block: int, is_causal: bool) -> list[
         return [Part(0, num_rows, num_rows, 0, 0)]
     last = num_rows - after
     first = last - blocks * block
-    parts = [Part(0, first, first, 0, after), Part(first, last, block, before, after)]
+    step = max(ROWS_AT_ONCE // block, 1) * block
+    parts = [Part(0, first, first, 0, after)]
+    parts += [Part(start, min(start + step, last), block, before, after) for start in range(first, last, step)]
     parts += [Part(last, num_rows, after, before, 0)]
     return [part for part in parts if part.first < part.stop]
 
