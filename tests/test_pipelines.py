@@ -32,7 +32,7 @@ from hf_latentgen.pipelines import LatentGenPipeline, save_with_code, single_fil
 
 MLP = {"architecture": "mlp", "image_size": 8, "latent_dim": 3, "hidden_channels": [16], "num_levels": 16}
 LOCAL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-FAMILIES = ("vae", "aae", "classifier", "pixels", "classes", "prior")
+FAMILIES = ("vae", "aae", "labelled", "classifier", "pixels", "classes", "prior")
 
 
 def make_model(family):
@@ -41,6 +41,9 @@ def make_model(family):
         return VAEModel(VAEConfig(**MLP))
     if family == "aae":
         return AAEModel(AAEConfig(**MLP, discriminator_channels=[8]))
+    if family == "labelled":
+        fields = MLP | {"latent_dim": 2, "prior": "flower", "labelled_prior": True, "num_labels": 10}
+        return AAEModel(AAEConfig(**fields, discriminator_channels=[8]))
     if family == "classifier":
         return AAEForImageClassification(AAEConfig(**MLP, discriminator_channels=[8], num_labels=10))
     fields = {"is_class_conditional": True, "num_labels": 10} if family == "classes" else {}
@@ -146,7 +149,7 @@ def test_temperature_is_the_spread_of_the_latents_or_of_the_logits():
     assert torch.equal(cold, levels(pixels, batch_size=4, output="mode"))
 
 
-@pytest.mark.parametrize("family", ["classifier", "classes"])
+@pytest.mark.parametrize("family", ["labelled", "classifier", "classes"])
 def test_class_labels_choose_the_class(family):
     pipe = make_pipe(family)
     assert pipe.num_classes == 10

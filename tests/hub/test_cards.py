@@ -9,7 +9,11 @@ import pytest
 from huggingface_hub import ModelCard
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-ROWS = sorted(path.parent.name for path in REPOSITORY.glob("model_cards/*/model.safetensors"))
+ROWS = sorted(
+    path.parent.name
+    for name in ("model.safetensors", "model_index.json")
+    for path in REPOSITORY.glob(f"model_cards/*/{name}")
+)
 DATA = Path(os.environ.get("HF_LATENTGEN_DATA", REPOSITORY.parent / "shared" / "data"))
 # Ships with scikit-learn; the examples of other rows read their data from the folder above.
 EMBEDDED = "digits"
@@ -36,6 +40,7 @@ def results(run_client, published):
 
 def test_there_are_rows():
     assert {"vae_digits", "aae_digits"} <= set(RUNNABLE)
+    assert "prior_vae_mnist" in ROWS
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -55,6 +60,6 @@ def test_the_examples_of_the_card_run(results, row):
     result = results[f"hf-latentgen/{row}"]
     assert result["error"] == ""
     assert result["blocks"] >= 1
-    assert "samples.png" in result["files"] or "text-generation" in (
+    assert {"sample.png", "samples.png"} & set(result["files"]) or "text-generation" in (
         REPOSITORY / "model_cards" / row / "README.md"
     ).read_text(encoding="utf-8")

@@ -7,6 +7,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME as DENOISER_WEIGHTS
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
@@ -26,9 +28,18 @@ from hf_latentgen.models.auto import (
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.models.modeling_safetensors import check_connection
 from hf_latentgen.models.tokenization_bytes import ByteTokenizer
+from hf_latentgen.pipelines import INDEX, LatentGenPipeline, save_with_code
 
 # With the weights, `README.md` and `images/*.png`, all that is ever published, whoever publishes; code when asked for.
 CONFIGS = (CONFIG_NAME, GENERATION_CONFIG_NAME, *PROCESSOR_CONFIGS, *TOKENIZER_CONFIGS)
+# Of a pipeline, whose parts lie in folders of their own.
+PIPELINE_FILES = (
+    INDEX,
+    *(f"model/{name}" for name in (CONFIG_NAME, WEIGHTS)),
+    f"processor/{PROCESSOR_CONFIGS[0]}",
+    *(f"denoiser/{name}" for name in (CONFIG_NAME, DENOISER_WEIGHTS)),
+    f"scheduler/{SCHEDULER_CONFIG_NAME}",
+)
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 REQUIRED_METADATA = ("license", "library_name", "pipeline_tag", "model_name", "eval_results")
@@ -83,9 +94,9 @@ def prepare_upload(folder: str | Path, repo_id: str, with_code: bool = False) ->
         raise FileNotFoundError(f"{folder} is not a folder")
     contents: dict[str, Path | bytes] = {name: folder / name for name in model_files(folder)}
     results = read_results(folder)
-    model, processor = _load_checked(folder, results["num_parameters"])
+    loaded = _load_checked(folder, results["num_parameters"])
     if with_code:
-        contents |= code_files(folder, model, processor)
+        contents |= _pipeline_code(loaded) if isinstance(loaded, LatentGenPipeline) else code_files(folder, *loaded)
     tag = _content_tag(contents) if with_code else None
     card = card_text(folder, repo_id, tag)
     _check_metadata(ModelCard(card), folder)
@@ -200,6 +211,8 @@ def model_files(folder: Path) -> list[str]:
 
     Raises: FileNotFoundError when weights, a shard, `config.json` or the processor is missing.
     """
+    if (folder / INDEX).is_file():
+        return _files_of_pipeline(folder)
     if (folder / WEIGHTS).is_file():
         weights = [WEIGHTS]
     elif (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
@@ -222,6 +235,25 @@ def model_files(folder: Path) -> list[str]:
     if not any((folder / name).is_file() for name in processors):
         raise FileNotFoundError(f"{folder} must hold {' or '.join(processors)}")
     return [*weights, *(name for name in CONFIGS if (folder / name).is_file())]
+
+
+def _files_of_pipeline(folder: Path) -> list[str]:
+    """Names of the files of a saved pipeline that may be published. Raises: FileNotFoundError when one is missing."""
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    parts = [name for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None]
+    names = [name for name in PIPELINE_FILES if name == INDEX or name.split("/")[0] in parts]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{folder} must hold all parts that its {INDEX} names, and lacks {', '.join(missing)}")
+    return names
+
+
+def _pipeline_code(pipe: LatentGenPipeline) -> dict[str, bytes]:
+    """The sources that a pipeline needs, and the index that names their classes. Contents by name."""
+    with tempfile.TemporaryDirectory() as saved:
+        folder = save_with_code(pipe, saved)
+        sources = (folder / INDEX, *sorted(folder.rglob("*.py")))
+        return {str(path.relative_to(folder)): path.read_bytes() for path in sources}
 
 
 def code_files(
@@ -265,20 +297,25 @@ def _check_metadata(card: ModelCard, folder: Path) -> None:
 
 def _load_checked(
     folder: Path, measured_parameters: int
-) -> tuple[PreTrainedModel, LevelsImageProcessor | ByteTokenizer]:
-    """Model and processor. Raises `ValueError` if they do not load completely, or another model was measured."""
+) -> tuple[PreTrainedModel, LevelsImageProcessor | ByteTokenizer] | LatentGenPipeline:
+    """Model and processor, or a pipeline. `ValueError` if it does not load completely, or another was measured."""
     try:
-        config = AutoConfig.from_pretrained(folder)
-        model, report = auto_class(config).from_pretrained(folder, output_loading_info=True)
-        processor = auto_processor(config).from_pretrained(folder)
-    except (OSError, RuntimeError, SafetensorError) as error:
+        if (folder / INDEX).is_file():
+            loaded = LatentGenPipeline.from_pretrained(folder)
+            num_parameters = (loaded.denoiser or loaded.model).num_parameters()
+        else:
+            config = AutoConfig.from_pretrained(folder)
+            model, report = auto_class(config).from_pretrained(folder, output_loading_info=True)
+            for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+                if report[problem]:
+                    raise ValueError(f"the weights do not fit config.json, {problem}: {sorted(report[problem])}")
+            loaded = model, auto_processor(config).from_pretrained(folder)
+            num_parameters = model.num_parameters()
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder} does not load with from_pretrained: {error}") from error
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[problem]:
-            raise ValueError(f"the weights in {folder} do not fit config.json, {problem}: {sorted(report[problem])}")
-    if model.num_parameters() != measured_parameters:
+    if num_parameters != measured_parameters:
         raise ValueError(
-            f"{folder} holds a model of {model.num_parameters():,} parameters, but its results.json is of one with "
+            f"{folder} holds a model of {num_parameters:,} parameters, but its results.json is of one with "
             f"{measured_parameters:,}; run scripts/evaluate.py on this checkpoint"
         )
-    return model, processor
+    return loaded

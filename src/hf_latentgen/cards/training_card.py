@@ -10,36 +10,46 @@ from transformers import PreTrainedModel
 from hf_latentgen.cards.model_card import CLASSIFIER_TASK, TASK, TEXT_TASK
 from hf_latentgen.models.auto import reads_text
 from hf_latentgen.models.modeling_aae_classification import AAEForImageClassification
+from hf_latentgen.pipelines import LatentGenPipeline
 
 # Measurements of time, which say nothing about the model.
 TIMING = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_model_preparation_time")
 
 
 def training_card(
-    model: PreTrainedModel, repo_id: str, training: Mapping[str, object], history: Sequence[Mapping[str, float]]
+    model: PreTrainedModel | LatentGenPipeline,
+    repo_id: str,
+    training: Mapping[str, object],
+    history: Sequence[Mapping[str, float]],
 ) -> str:
     """Text of the `README.md` of a model that was trained: how, and its validation scores.
 
     Args:
-        model: what was trained.
+        model: what was trained; of a pipeline the denoiser.
         repo_id: name on the Hub that the loading snippet uses.
         training: the training arguments that are worth telling.
         history: `log_history` of a trainer.
     """
     evaluations = [entry for entry in history if any(key.startswith("eval_") for key in entry)]
     scores = sorted({key for entry in evaluations for key in entry if key.startswith("eval_") and key not in TIMING})
-    family = model.config.model_type.removeprefix("latentgen_")
+    is_pipeline = isinstance(model, LatentGenPipeline)
+    model_type = "prior" if is_pipeline else model.config.model_type
     is_classifier = isinstance(model, AAEForImageClassification)
-    task = TEXT_TASK if reads_text(model.config.model_type) else CLASSIFIER_TASK if is_classifier else TASK
+    task = TEXT_TASK if reads_text(model_type) else CLASSIFIER_TASK if is_classifier else TASK
     folder = Path(__file__).parent
-    metadata = ModelCardData(library_name="transformers", pipeline_tag=task, tags=["hf_latentgen", family])
+    metadata = ModelCardData(
+        library_name="diffusers" if is_pipeline else "transformers",
+        pipeline_tag=task,
+        tags=["hf_latentgen", model_type.removeprefix("latentgen_")],
+    )
     environment = Environment(loader=FileSystemLoader(folder), undefined=StrictUndefined, keep_trailing_newline=True)
     return environment.get_template("training.md.jinja").render(
         card_data=metadata.to_yaml(),
         name=repo_id.split("/")[-1],
         repo_id=repo_id,
         model_class=type(model).__name__,
-        num_parameters=f"{model.num_parameters():,}",
+        is_pipeline=is_pipeline,
+        num_parameters=f"{(model.denoiser if is_pipeline else model).num_parameters():,}",
         training=[(f"`{key}`", str(value).replace("|", "\\|")) for key, value in training.items()],
         columns=["epoch", *(key.removeprefix("eval_") for key in scores)],
         evaluations=[

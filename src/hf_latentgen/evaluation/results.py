@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_latentgen.cards.publishing import CONFIGS
+from hf_latentgen.cards.publishing import CONFIGS, PIPELINE_FILES
 from hf_latentgen.data import LevelsDataset, load_images
 from hf_latentgen.evaluation import aae, autoregressive, latent_prior, text, vae
 from hf_latentgen.evaluation.baselines import floor_scores
@@ -24,7 +24,7 @@ from hf_latentgen.evaluation.checkpoints import load_checkpoint, read_run_record
 from hf_latentgen.evaluation.clusters import classification_error
 from hf_latentgen.evaluation.pictures import likelihood_history
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
-from hf_latentgen.models.auto import PROCESSOR_CONFIGS, WEIGHTS
+from hf_latentgen.models.auto import WEIGHTS
 from hf_latentgen.models.configuration_aae import AAEConfig
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.models.modeling_aae import AAEModel
@@ -38,14 +38,7 @@ from hf_latentgen.pipelines import INDEX, LatentGenPipeline
 # Larger weights belong on the Hub, not into a git repository.
 MAX_WEIGHT_BYTES = 3 * 2**20
 # What a row keeps of a checkpoint: a model, or a pipeline with its parts.
-MODEL_FILES = (*CONFIGS, WEIGHTS)
-PIPELINE_FILES = (
-    INDEX,
-    *(f"model/{name}" for name in ("config.json", WEIGHTS)),
-    *(f"processor/{name}" for name in PROCESSOR_CONFIGS),
-    *(f"denoiser/{name}" for name in ("config.json", "diffusion_pytorch_model.safetensors")),
-    "scheduler/scheduler_config.json",
-)
+KEPT_FILES = (*CONFIGS, WEIGHTS, *PIPELINE_FILES)
 
 
 def evaluate_checkpoint(
@@ -252,7 +245,7 @@ def _publish(staging: Path, checkpoint: Path, folder: Path) -> None:
     """Moves the staged files, and copies of those of the model, to `folder`; `results.json` comes last."""
     folder.mkdir(parents=True, exist_ok=True)
     if checkpoint.resolve() != folder.resolve():
-        for name in (*MODEL_FILES, *PIPELINE_FILES):
+        for name in KEPT_FILES:
             source, target = checkpoint / name, staging / name
             if source.is_file() and (source.suffix != ".safetensors" or source.stat().st_size < MAX_WEIGHT_BYTES):
                 target.parent.mkdir(exist_ok=True)

@@ -1,5 +1,7 @@
 """The trainer of a latent diffusion prior: a denoiser of the latents that a trained autoencoder gives to images."""
 
+import tempfile
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -7,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from diffusers import DDIMScheduler, DDPMScheduler
+from huggingface_hub import CommitInfo
 from torch import Tensor
 from transformers import EvalPrediction
 
@@ -97,13 +100,31 @@ class PriorTrainer(LatentTrainer):
         processor = cast(LevelsImageProcessor, self.processing_class)
         return LatentGenPipeline(self.autoencoder, processor, self.model, cast(DDIMScheduler, scheduler))
 
+    @property
+    def trained(self) -> LatentGenPipeline:
+        """The pipeline: the denoiser alone draws nothing that can be looked at."""
+        return self.pipeline()
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the pipeline with the averaged weights, or in a checkpoint what the training needs to go on."""
-        if _internal_call:
+        # Only a checkpoint names its folder and is saved by the trainer itself.
+        if _internal_call and output_dir is not None:
             super().save_model(output_dir, _internal_call)
-        elif self.args.should_save:
-            with self.evaluated_weights():
-                self.pipeline().save_pretrained(output_dir or str(self.args.output_dir))
+            return
+        if self.args.should_save:
+            self._save_pipeline(output_dir or str(self.args.output_dir))
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub()
+
+    def _save_pipeline(self, folder: str) -> None:
+        with self.evaluated_weights():
+            self.pipeline().save_pretrained(folder)
+
+    def _publish(self, folder: Path, *args, **kwargs) -> CommitInfo:
+        # A checkpoint holds the denoiser alone.
+        with tempfile.TemporaryDirectory() as saved:
+            self._save_pipeline(saved)
+            return super()._publish(Path(saved), *args, **kwargs)
 
     def _errors(self, model, inputs: dict[str, Tensor], generator: torch.Generator | None) -> Tensor:
         """Squared error of the velocity of each image, mean over the latents. [B]."""

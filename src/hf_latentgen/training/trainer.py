@@ -22,6 +22,7 @@ from hf_latentgen.cards.publishing import Upload, full_repo_id, model_files, pub
 from hf_latentgen.cards.training_card import training_card
 from hf_latentgen.data import collate_levels
 from hf_latentgen.models.bits import nats_to_bits_per_dim
+from hf_latentgen.pipelines import LatentGenPipeline
 from hf_latentgen.training.arguments import LatentTrainingArguments
 from hf_latentgen.training.callbacks import ImageGridCallback
 
@@ -110,6 +111,11 @@ class LatentTrainer(Trainer):
         """Adds detached scalars, which the next training log shows as their mean."""
         for name, value in parts.items():
             self._parts[name].append(value.detach())
+
+    @property
+    def trained(self) -> PreTrainedModel | LatentGenPipeline:
+        """What the training makes, as a card describes it."""
+        return self.model
 
     @contextlib.contextmanager
     def evaluated_weights(self) -> Iterator[None]:
@@ -207,7 +213,7 @@ class LatentTrainer(Trainer):
         output_dir = Path(str(args.output_dir))
         repo_id = full_repo_id(args.hub_model_id or output_dir.absolute().name, token)
         training = {name: getattr(args, name) for name in TOLD_ARGUMENTS}
-        card = training_card(self.model, repo_id, training, self.state.log_history)
+        card = training_card(self.trained, repo_id, training, self.state.log_history)
         contents: dict[str, Path | bytes] = {name: folder / name for name in model_files(folder)}
         contents["README.md"] = card.encode()
         contents |= {f"images/{path.name}": path for path in sorted((output_dir / "samples").glob("*.png"))}
