@@ -2,6 +2,7 @@
 
     python benchmarks/attention.py
     python benchmarks/attention.py --lengths 1024 2048 --windows 256
+    python benchmarks/attention.py --contestants ours
     python benchmarks/attention.py --draw
 
 Every measurement is a process of its own, one after the other: CPU time of the fastest repetition, and how far the
@@ -40,6 +41,11 @@ ANY_WINDOW = (FULL, DENSE)
 # A forward pass multiplies two pairs of matrices, a backward pass five, the scores once more among them.
 WORK_OF_BOTH = 3.5
 LONGEST_CHECKED = 2048
+# The same in each panel, also where one is missing.
+COLORS = {
+    **{OURS: "black", COPIED: "tab:blue", PACKAGE: "tab:orange", FLEX: "tab:green"},
+    **{FULL: "tab:red", DENSE: "tab:purple", FLOOR: "tab:gray"},
+}
 MAX_REPEATS, MAX_SECONDS = 10, 20
 # Of forward and backward at window 256: at least this many times as fast at 16k.
 SPEED_TARGETS = {FULL: 15, DENSE: 30, PACKAGE: 3, COPIED: 1.4}
@@ -198,18 +204,18 @@ def in_fresh_process(arguments: list[str], time_limit: float) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure_all(lengths: list[int], windows: list[int], time_limit: float) -> list[dict]:
+def measure_all(names: list[str], lengths: list[int], windows: list[int], time_limit: float) -> list[dict]:
     """One record of each contestant, direction, window (None for any) and length, each printed once measured."""
     records: list[dict] = []
     for direction in (FORWARD, BOTH):
-        for name in CONTESTANTS:
+        for name in names:
             for window in [None] if name in ANY_WINDOW else windows:
                 for length in lengths:
                     reason = reason_to_skip(name, length, direction)
                     case = [name, str(length), str(window or windows[-1]), direction]
                     result = {"skipped": reason} if reason else in_fresh_process(case, time_limit)
                     key = {"contestant": name, "direction": direction, "window": window, "length": length}
-                    records.append(key | result)
+                    records.append(key | result | {"git_commit": git_commit()})
                     print(records[-1], flush=True)
     return records
 
@@ -282,9 +288,16 @@ def draw(record: dict, path: Path) -> None:
         for name in (*CONTESTANTS, FLOOR):
             values = [value_of(record, field, name, direction, window, length) for length in lengths]
             points = [(length, value / unit) for length, value in zip(lengths, values, strict=True) if value]
-            style = {OURS: {"color": "black", "linewidth": 2.5}, FLOOR: {"color": "gray", "linestyle": "--"}}
+            style = {OURS: {"linewidth": 2.5}, FLOOR: {"linestyle": "--"}}
             if points:
-                axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name, **style.get(name, {}))
+                axes.plot(
+                    *zip(*points, strict=True),
+                    marker="o",
+                    markersize=4,
+                    color=COLORS[name],
+                    label=name,
+                    **style.get(name, {}),
+                )
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(lengths, [f"{length // 1024}k" for length in lengths])
@@ -301,6 +314,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="tokens (default: 1k ... 64k)")
     parser.add_argument("--windows", type=int, nargs="+", default=WINDOWS, help="keys of a window (default: 128 256)")
+    parser.add_argument(
+        "--contestants",
+        nargs="+",
+        choices=CONTESTANTS,
+        default=list(CONTESTANTS),
+        help="measure these only, and keep what the JSON file holds of the others (default: all)",
+    )
     parser.add_argument("--time_limit", type=float, default=600, help="seconds for one measurement (default: 600)")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--draw", action="store_true", help="only print and draw what the JSON file holds")
@@ -322,9 +342,13 @@ def main() -> None:
             "windows": sorted(arguments.windows),
             **in_fresh_process([], arguments.time_limit),
         }
-        record["measurements"] = measure_all(record["lengths"], record["windows"], arguments.time_limit)
+        names = arguments.contestants
+        others = set(CONTESTANTS) - set(names)
+        kept = json.loads(arguments.output.read_text())["measurements"] if others else []
+        measured = measure_all(names, record["lengths"], record["windows"], arguments.time_limit)
+        record["measurements"] = [one for one in kept if one["contestant"] in others] + measured
         record["targets"] = targets(record)
-        record |= {"hardware": hardware(), "versions": versions(), "git_commit": git_commit()}
+        record |= {"hardware": hardware(), "versions": versions()}
         arguments.output.write_text(json.dumps(record, indent=2) + "\n")
     print_tables(record)
     draw(record, arguments.output.with_suffix(".png"))
