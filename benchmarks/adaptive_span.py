@@ -82,7 +82,7 @@ def cpu_seconds(model: LocalTransformerForCausalLM, batch: dict[str, torch.Tenso
 def main() -> None:
     """Trains, trims, measures, prints and writes the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400, help="training steps (default: 400)")
+    parser.add_argument("--steps", type=int, default=200, help="training steps (default: 200)")
     parser.add_argument("--length", type=int, default=4_096, help="bytes of a block (default: 4096)")
     parser.add_argument("--batch_size", type=int, default=1, help="blocks of a batch (default: 1)")
     parser.add_argument("--hidden_size", type=int, default=128, help="width of the model (default: 128)")

@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         raise SystemExit(f"publish: {error}") from error
     print(commit.pr_url or commit.commit_url)
+    if commit.pr_url and upload.tag:
+        print(f"the card names the tag {upload.tag}: publish once more when the pull request is merged, which sets it")
     return 0
 
 

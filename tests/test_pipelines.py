@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -171,6 +172,19 @@ def test_completions_keep_the_upper_rows(family, digits):
     completed = levels(pipe, images=digits[0], rows=7)
     assert torch.equal(completed[..., :7, :], given[:1, :, :7].long())
     assert torch.equal(levels(pipe, images=digits, rows=8), given.long())
+
+
+# diffusers hands tensors to numpy in a way of old.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize(
+    "name", ["DDPMScheduler", "HeunDiscreteScheduler", "UniPCMultistepScheduler", "EulerDiscreteScheduler"]
+)
+def test_the_scheduler_can_be_replaced(name):
+    pipe = make_pipe("prior")
+    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
+    drawn = levels(pipe, batch_size=3, num_inference_steps=5)
+    assert drawn.shape == (3, 1, 8, 8)
+    assert torch.equal(drawn, levels(pipe, batch_size=3, num_inference_steps=5))
 
 
 def test_progress_bar_counts_rows_and_denoising_steps(capsys):

@@ -2,18 +2,29 @@
 
 import ast
 import json
+import tempfile
 from pathlib import Path
 from typing import cast
 
 import diffusers
+import torch
 from diffusers import SchedulerMixin
-from huggingface_hub import snapshot_download
+from huggingface_hub import CommitInfo, snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
+from transformers.utils import CONFIG_NAME
+from transformers.utils.hub import has_file
 
 from hf_latentgen.models import pipeline_latentgen
 from hf_latentgen.models.auto import MODEL_TYPES, auto_class, reads_text
 from hf_latentgen.models.modeling_latent_denoiser import LatentDenoiser
+from hf_latentgen.models.modeling_safetensors import (
+    SafetensorsModel,
+    check_hashes_of_folder,
+    pinned_revision,
+    push_folder,
+    short_card,
+)
 
 INDEX = "model_index.json"
 # Nothing else is fetched: no code and no pickle.
@@ -34,6 +45,7 @@ class LatentGenPipeline(pipeline_latentgen.LatentGenPipeline):
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
+        torch_dtype: torch.dtype | None = None,
     ) -> "LatentGenPipeline":
         """The pipeline in a folder or in a repository on the Hub: one that was saved, or one around a plain model.
 
@@ -45,26 +57,27 @@ class LatentGenPipeline(pipeline_latentgen.LatentGenPipeline):
             token: access token, for a private repository.
             cache_dir: where files of the Hub are kept.
             local_files_only: use what was downloaded before.
+            torch_dtype: of the weights; as they were saved when None.
 
         Raises:
-            OSError: there is no such repository, or a file is missing.
+            ConnectionError: the Hub does not answer, and the pipeline is not in the cache.
+            OSError: there is no such repository, a file is missing, or weights do not have their published hash.
             ValueError: the checkpoint is no image model of this package, or a file is damaged.
         """
         name = str(pretrained_model_name_or_path)
         folder = Path(name)
         if not folder.is_dir():
-            found = snapshot_download(
-                name,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                allow_patterns=list(FILES),
-            )
+            place = {"revision": revision, "local_files_only": local_files_only}
+            if not local_files_only:
+                place |= pinned_revision(name, revision, token, cache_dir, files=(INDEX, CONFIG_NAME))
+            found = snapshot_download(name, token=token, cache_dir=cache_dir, allow_patterns=list(FILES), **place)
             folder = Path(found)
+            check_hashes_of_folder(folder, name)
+        if not any((folder / file).is_file() for file in (INDEX, CONFIG_NAME)):
+            raise FileNotFoundError(f"{name} holds no checkpoint: neither {INDEX} nor {CONFIG_NAME} is there")
         try:
             if not (folder / INDEX).is_file():
-                return cls(_load_model(folder, name), AutoImageProcessor.from_pretrained(folder))
+                return cls(_load_model(folder, name, torch_dtype), AutoImageProcessor.from_pretrained(folder))
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             if not {"model", "processor"} <= index.keys():
                 raise ValueError(
@@ -72,11 +85,37 @@ class LatentGenPipeline(pipeline_latentgen.LatentGenPipeline):
                 )
             parts = {"processor": AutoImageProcessor.from_pretrained(folder / "processor")}
             if index.get("denoiser", [None])[0] is not None:
-                parts["denoiser"] = LatentDenoiser.from_pretrained(folder / "denoiser", use_safetensors=True)
+                options = {"use_safetensors": True, "torch_dtype": torch_dtype}
+                parts["denoiser"] = LatentDenoiser.from_pretrained(folder / "denoiser", **options)
                 parts["scheduler"] = _scheduler_class(index).from_pretrained(folder / "scheduler")
-            return cls(_load_model(folder / "model", name), **parts)
+            return cls(_load_model(folder / "model", name, torch_dtype), **parts)
         except (json.JSONDecodeError, SafetensorError) as error:
             raise ValueError(f"{name} holds a damaged file: {error}") from error
+
+    def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        repo_id: str,
+        commit_message: str = "Upload LatentGenPipeline",
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        revision: str | None = None,
+    ) -> CommitInfo:
+        """The one commit with all parts, and with a short card where there is none yet.
+
+        Arguments as in `DiffusionPipeline.push_to_hub`.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            card = short_card(type(self).__name__, SafetensorsModel.hub_task, "diffusers")
+            return push_folder(folder, repo_id, card, commit_message, private, token, revision, create_pr=create_pr)
+
+
+def is_pipeline(name: str) -> bool:
+    """Whether a folder, or a repository on the Hub, holds a saved pipeline, and not a model alone."""
+    if Path(name).exists():
+        return Path(name, INDEX).is_file()
+    return has_file(name, INDEX, **pinned_revision(name, files=(INDEX, CONFIG_NAME)))
 
 
 def save_with_code(pipe: pipeline_latentgen.LatentGenPipeline, folder: str | Path) -> Path:
@@ -123,14 +162,15 @@ def _texts(stem: str, written: set[str]) -> list[str]:
     return [*before, "\n".join(lines).strip() + "\n"]
 
 
-def _load_model(folder: Path, name: str) -> PreTrainedModel:
+def _load_model(folder: Path, name: str, dtype: torch.dtype | None) -> PreTrainedModel:
     """The image model in a folder; `name` is what the user called it."""
     config = AutoConfig.from_pretrained(folder)
     images = [model_type for model_type in MODEL_TYPES if not reads_text(model_type)]
     if config.model_type not in images:
         raise ValueError(f"{name} must hold a model of images, of the type {images}, got {config.model_type!r}")
     try:
-        return auto_class(config).from_pretrained(folder, use_safetensors=True)
+        options = {} if dtype is None else {"dtype": dtype}
+        return auto_class(config).from_pretrained(folder, use_safetensors=True, **options)
     except RuntimeError as error:
         raise ValueError(f"the weights of {name} do not fit its config.json: {error}") from error
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from hf_latentgen.app import inference
 from hf_latentgen.app.checkpoints import NEEDS, default_checkpoints, load_checkpoints
 
 
@@ -51,6 +52,18 @@ def test_a_need_without_any_model_says_so(folders):
 def test_only_models_that_know_classes_have_some(checkpoints):
     knowing = {name: checkpoint.num_classes for name, checkpoint in checkpoints.items() if checkpoint.num_classes}
     assert knowing == {"aae_flower": 10, "aae_classes": 10, "pixels_classes": 10}
+
+
+def test_a_latent_prior_draws_what_its_pipeline_draws(repository):
+    row = repository / "model_cards" / "prior_vae_mnist"
+    checkpoint = load_checkpoints([str(row)])["prior_vae_mnist"]
+    assert (checkpoint.family, checkpoint.num_classes) == ("latent diffusion prior", 0)
+    (picture,) = inference.sample(checkpoint, 4, 1, inference.ANY_CLASS, "mean", 3)
+    drawn = checkpoint.prior(4, torch.Generator().manual_seed(3), output="mean", output_type="pt").images
+    assert np.array_equal(np.asarray(picture), np.asarray(inference.grid(checkpoint, drawn, 2, inference.GRID_WIDTH)))
+    with pytest.raises(ValueError, match="Temperature must be 1 for a latent diffusion prior"):
+        next(inference.sample(checkpoint, 4, 0.5, inference.ANY_CLASS, "mean", 3))
+    assert str(row) in default_checkpoints(row.parent)
 
 
 def test_models_of_eight_pixels_are_shown_the_test_digits(checkpoints):

@@ -128,6 +128,15 @@ def test_an_empty_drawing_is_refused(checkpoints, empty):
         inference.levels_from_drawing(checkpoints["vae"], empty)
 
 
+@pytest.mark.parametrize("shade", [255, 200, 130, 90, 0])
+@pytest.mark.parametrize("noise", [0, 3])
+def test_an_empty_picture_is_refused(checkpoints, shade, noise):
+    grain = np.random.default_rng(0).integers(-noise, noise + 1, (280, 280))
+    sheet = Image.fromarray(np.clip(shade + grain, 0, 255).astype(np.uint8))
+    with pytest.raises(ValueError, match="is empty"):
+        inference.levels_from_picture(checkpoints["vae"], sheet)
+
+
 def test_a_picture_of_grey_paper_is_ink_and_a_dark_one_is_taken_as_it_is(checkpoints):
     checkpoint = checkpoints["vae_mnist"]
     assert torch.equal(

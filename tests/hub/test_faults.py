@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
-from hf_latentgen import VAEModel
+from hf_latentgen import LatentGenPipeline, VAEModel
 from hf_latentgen.cards.publishing import prepare_upload, publish
 from hf_latentgen.evaluation.checkpoints import load_checkpoint
 from hub_common import make_families, write_row
@@ -227,7 +227,8 @@ def unreachable(request, monkeypatch):
 
 def test_without_network_it_is_said_soon(unreachable, rows):
     upload = prepare_upload(rows / "vae", "ada/vae")
-    actions = ((publish, upload), (VAEModel.from_pretrained, "ada/never"), (load_checkpoint, "ada/never"))
+    loaders = (VAEModel.from_pretrained, LatentGenPipeline.from_pretrained, load_checkpoint)
+    actions = ((publish, upload), *((load, "ada/never") for load in loaders))
     start = time.perf_counter()
     with ThreadPoolExecutor(len(actions)) as pool:
         errors = [attempt.exception() for attempt in [pool.submit(*action) for action in actions]]

@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 
+from hub_http import Fault
+
 PIPELINE = {
     ".gitattributes",
     "README.md",
@@ -55,6 +57,22 @@ def test_the_card_pins_the_code_by_a_tag_of_the_commit(hub, published):
 
 def test_it_loads_with_its_code_where_the_package_is_missing(run_client, published):
     run_client("load_pipeline_with_code", published)
+
+
+def test_a_pushed_pipeline_has_a_short_card_of_its_own(hub, published):
+    files = hub.files("ada/pushed")
+    assert set(files) == PIPELINE
+    assert hub.repositories["models", "ada/pushed"].private
+    card = files["README.md"].decode()
+    assert "library_name: diffusers" in card
+    assert 'LatentGenPipeline.from_pretrained("ada/pushed")' in card
+    assert "[More Information Needed]" not in card
+
+
+def test_damaged_weights_of_a_pipeline_are_noticed(hub, run_client, published):
+    hub.put("ada/empty", {"notes.txt": b""})
+    hub.server.faults = [Fault("GET", "ada/prior-code/model/model.safetensors", "corrupt")]
+    run_client("load_damaged_pipeline")
 
 
 def test_a_trainer_pushes_the_pipeline_and_its_card(hub, run_client, tmp_path):

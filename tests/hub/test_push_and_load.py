@@ -109,6 +109,17 @@ def test_tokens_are_sent_to_the_hub_and_never_with_the_bytes_of_large_files(hub,
     assert {call.headers.get("authorization") for call in commits} == {"Bearer hf_ada"}
 
 
+def test_a_pushed_model_has_a_short_card_of_its_own(hub, pushed):
+    for name in FAMILIES:
+        text = hub.files(f"ada/{name}")["README.md"].decode()
+        assert "[More Information Needed]" not in text
+        assert f'.from_pretrained("ada/{name}")' in text
+        card = ModelCard(text)
+        task = {"local-text": "text-generation", "aae-classifier": "image-classification"}.get(name)
+        assert card.data.pipeline_tag == (task or "unconditional-image-generation")
+        assert card.data.tags == ["hf_latentgen"]
+
+
 def test_cards_are_valid(hub, pushed):
     for name in FAMILIES:
         card = ModelCard(hub.files(f"ada/{name}-code")["README.md"].decode())

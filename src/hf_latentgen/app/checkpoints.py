@@ -23,6 +23,7 @@ from hf_latentgen.models.modeling_local_transformer import LocalTransformerForCa
 from hf_latentgen.models.modeling_local_transformer_image import LocalTransformerForImageGeneration
 from hf_latentgen.models.modeling_vae import VAEModel
 from hf_latentgen.models.tokenization_bytes import ByteTokenizer
+from hf_latentgen.pipelines import INDEX, LatentGenPipeline, is_pipeline
 
 DATA_TITLES = {"digits": "scikit-learn's digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 # Enough for a distribution and a map, few enough to be encoded while somebody waits.
@@ -52,6 +53,8 @@ class Checkpoint:
     processor: LevelsImageProcessor | ByteTokenizer
     dataset: str | None = None
     data_dir: str | None = None
+    # Where a latent diffusion draws what the model decodes.
+    prior: LatentGenPipeline | None = None
 
     @property
     def images(self) -> LevelsImageProcessor:
@@ -61,6 +64,8 @@ class Checkpoint:
     @property
     def family(self) -> str:
         """What kind of model it is, in words."""
+        if self.prior is not None:
+            return "latent diffusion prior"
         if isinstance(self.model, VAEModel):
             return "variational autoencoder"
         if isinstance(self.model, AAEModel):
@@ -79,8 +84,15 @@ class Checkpoint:
     @property
     def num_classes(self) -> int:
         """How many classes a sample can be asked for, 0 when the model knows none."""
+        if self.prior is not None:
+            return self.prior.num_classes
         is_image_model = isinstance(self.model, ImageAutoencoderModel | LocalTransformerForImageGeneration)
         return self.model.num_sample_classes if is_image_model else 0
+
+    @property
+    def has_temperature(self) -> bool:
+        """Whether samples have a temperature."""
+        return self.prior is None and not isinstance(self.model, AAEModel)
 
     @cached_property
     def digits(self) -> Digits:
@@ -168,6 +180,7 @@ def default_checkpoints(folder: Path = MODEL_CARDS) -> list[str]:
         ValueError: there are none, as where the package was installed without its repository.
     """
     rows = [path.parent for path in folder.glob(f"*/{WEIGHTS}") if (path.parent / "config.json").is_file()]
+    rows += [path.parent for path in folder.glob(f"*/{INDEX}") if (path.parent / "model" / WEIGHTS).is_file()]
     if not rows:
         raise ValueError("CHECKPOINT must be given here, one or more folders or Hub ids: no trained model is at hand")
     return sorted(map(str, rows), reverse=True)
@@ -188,8 +201,14 @@ def load_checkpoints(paths: list[str], data_dir: str | None = None) -> Checkpoin
         name = Path(path).resolve().name if Path(path).is_dir() else path
         if name in checkpoints:
             raise ValueError(f"CHECKPOINT must have different names, got {name!r} twice")
-        model, processor = load_checkpoint(path)
-        checkpoints[name] = Checkpoint(name, model, processor, _dataset(Path(path)), data_dir)
+        dataset = _dataset(Path(path))
+        if is_pipeline(path):
+            pipe = LatentGenPipeline.from_pretrained(path)
+            pipe.set_progress_bar_config(disable=True)
+            prior = pipe if pipe.denoiser is not None else None
+            checkpoints[name] = Checkpoint(name, pipe.model, pipe.processor, dataset, data_dir, prior)
+        else:
+            checkpoints[name] = Checkpoint(name, *load_checkpoint(path), dataset, data_dir)
     return checkpoints
 
 

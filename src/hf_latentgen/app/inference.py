@@ -70,17 +70,21 @@ def sample(
     """
     number, generator = int(number), make_generator(seed)
     labels = None
-    if label != ANY_CLASS:
+    if str(label) != str(ANY_CLASS):
+        label = int(label) if str(label).isdecimal() else label
         if label not in range(checkpoint.num_classes):
             known = f"0 to {checkpoint.num_classes - 1}" if checkpoint.num_classes else "none, as it knows no classes"
             raise ValueError(f"Class must be one that {checkpoint.name} knows ({known}) or any, got {label}.")
         labels = torch.full((number,), int(label), device=checkpoint.model.device)
     model = checkpoint.model
-    if isinstance(model, VAEModel):
+    if temperature != 1 and not checkpoint.has_temperature:
+        article = "an" if checkpoint.family[0] in "aeiou" else "a"
+        raise ValueError(f"Temperature must be 1 for {article} {checkpoint.family}, got {temperature:g}.")
+    if checkpoint.prior is not None:
+        steps = [checkpoint.prior(number, generator, output=output, output_type="pt").images]
+    elif isinstance(model, VAEModel):
         steps = [model.sample(number, generator, output, temperature)]
     elif isinstance(model, AAEModel):
-        if temperature != 1:
-            raise ValueError(f"Temperature must be 1 for an adversarial autoencoder, got {temperature:g}.")
         steps = [model.sample(number, generator, output, labels)]
     else:
         transformer = cast(LocalTransformerForImageGeneration, model)
@@ -172,10 +176,15 @@ def levels_from_picture(checkpoint: Checkpoint, picture: Image.Image) -> Tensor:
     grey = np.asarray(picture.convert("L")).astype(np.float32)
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     paper = float(np.median(border))
-    if checkpoint.model.config.num_channels != 1 or paper < 128:
+    if checkpoint.model.config.num_channels != 1:
         return _levels(checkpoint, picture)
-    # The shade of the paper becomes white, the darkest ink black.
-    stretched = np.clip(255 * (grey - grey.min()) / max(paper - float(grey.min()), LEAST_INK), 0, 255)
+    if paper < 128:
+        if np.abs(grey - paper).max() < LEAST_INK:
+            raise ValueError("The picture is empty: it shows nothing on its ground.")
+        return _levels(checkpoint, picture)
+    # The shade of the paper becomes white, the darkest ink black, and what is too faint for ink stays faint.
+    contrast = paper - float(grey.min())
+    stretched = np.clip(255 - (paper - grey) * (255 / contrast if contrast >= LEAST_INK else 1), 0, 255)
     return levels_from_drawing(checkpoint, Image.fromarray(stretched.astype(np.uint8)))
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from hf_latentgen.app import inference
 from hf_latentgen.app.checkpoints import NEEDS, Checkpoint, Checkpoints
-from hf_latentgen.models.modeling_aae import AAEModel
 
 # How many requests are computed at a time, of each kind: more would keep the server from answering at all.
 QUICK = {"concurrency_id": "quick", "concurrency_limit": 2}
@@ -113,8 +112,8 @@ def sample_tab(checkpoints: Checkpoints) -> dict:
     def adapt(model: str, label: int) -> tuple[gr.Slider, gr.Dropdown]:
         with readable_errors():
             checkpoint = checkpoints.pick(model, "sample")
-        is_fixed = isinstance(checkpoint.model, AAEModel)
-        temperature = gr.Slider(value=1, interactive=False) if is_fixed else gr.Slider(interactive=True)
+        free = checkpoint.has_temperature
+        temperature = gr.Slider(interactive=True) if free else gr.Slider(value=1, interactive=False)
         known = label if label in range(checkpoint.num_classes) else inference.ANY_CLASS
         return temperature, gr.Dropdown(_classes(checkpoint), value=known, visible=checkpoint.num_classes > 0)
 
@@ -123,7 +122,7 @@ def sample_tab(checkpoints: Checkpoints) -> dict:
         with gr.Column(scale=2, min_width=320):
             model = _model_choice(checkpoints, "sample", "The model invents images that nobody has drawn.")
             number = gr.Slider(1, inference.MAX_IMAGES, 36, step=1, label="Number of images")
-            temperature = _temperature(1, interactive=not (first and isinstance(first.model, AAEModel)))
+            temperature = _temperature(1, interactive=first is None or first.has_temperature)
             label = gr.Dropdown(
                 _classes(first),
                 value=inference.ANY_CLASS,
@@ -157,7 +156,7 @@ def _sample_examples(checkpoints: Checkpoints) -> dict[str, list]:
     """Arguments of the event that draws samples, by what they show."""
     fitting, examples = checkpoints.fitting("sample"), {}
     for found in fitting:
-        if not isinstance(found.model, AAEModel):
+        if found.has_temperature:
             examples["typical"] = [found.name, 36, 0.5, inference.ANY_CLASS, "mean", 1]
             examples["adventurous"] = [found.name, 36, 2, inference.ANY_CLASS, "mean", 1]
             break

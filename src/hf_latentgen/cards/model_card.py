@@ -39,6 +39,7 @@ class DataSource:
 FURTHER_TAGS = {
     "vae": ["variational-autoencoder", "image-generation"],
     "aae": ["adversarial-autoencoder", "image-generation"],
+    "prior": ["latent-diffusion", "image-generation"],
     "local_transformer": ["byte-level", "local-attention"],
     "local_transformer_image": ["autoregressive", "local-attention", "image-generation"],
 }
@@ -98,6 +99,9 @@ CAPTIONS = {
     "latents.png": "Latent means of the test images, one colour per class",
     "history.png": "Validation score against epochs",
 }
+
+# A transformer has neither a prior nor latents.
+CAPTIONS_OF_PIXELS = {"samples.png": "Samples", "samples_mode.png": "Samples, each pixel at its most likely level"}
 
 
 def read_results(folder: str | Path) -> dict:
@@ -190,7 +194,7 @@ def render_card(
         training=[(f"`{key}`", _show(value)) for key, value in results["training"].items() if key != "seed"],
         diagnostics=[(words(key), describe_metric(key).show(value)) for key, value in diagnostics.items()],
         evaluation=_evaluation_summary(results.get("evaluation", {})),
-        pictures=[(name, _caption(name)) for name in pictures],
+        pictures=[(name, _caption(name, family(results))) for name in pictures],
         environment=_show(results["versions"]),
         hardware=_show(results["hardware"]),
     )
@@ -203,8 +207,10 @@ def card_text(folder: str | Path, repo_id: str, code_tag: str | None = None) -> 
     return f"{str(render_card(read_results(folder), repo_id, list_pictures(folder), code_tag)).rstrip()}\n"
 
 
-def _caption(name: str) -> str:
-    """What the picture of this name shows."""
+def _caption(name: str, model_family: str) -> str:
+    """What the picture of this name shows, of a model of this family."""
+    if model_family == "local_transformer_image" and name in CAPTIONS_OF_PIXELS:
+        return CAPTIONS_OF_PIXELS[name]
     if match := PICTURE_OF_EPOCH.fullmatch(name):
         kind, epoch = match.group(1).capitalize(), int(match.group(2))
         return f"{kind} after {epoch} epoch{'s' if epoch > 1 else ''}" if epoch else f"{kind} before training"
@@ -274,7 +280,7 @@ def _metadata(results: dict, data: DataSource, pictures: Sequence[str]) -> Model
         tags=["hf_latentgen", family(results), *FURTHER_TAGS.get(family(results), []), dataset_tag],
         datasets=[data.hub_id] if data.hub_id else None,
         metrics=list(scores),
-        widget=[{"text": _caption(name), "output": {"url": f"images/{name}"}} for name in pictures],
+        widget=[{"text": _caption(name, family(results)), "output": {"url": f"images/{name}"}} for name in pictures],
         eval_results=eval_results,
     )
 

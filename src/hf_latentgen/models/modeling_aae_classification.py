@@ -23,6 +23,8 @@ class AAEForImageClassification(AAEModel):
     Source: Makhzani et al. (2015), sections 5 and 6.
     """
 
+    hub_task = "image-classification"
+
     def __init__(self, config: AAEConfig):
         if config.labelled_prior:
             raise ValueError("labelled_prior must be False for AAEForImageClassification, whose class code is separate")

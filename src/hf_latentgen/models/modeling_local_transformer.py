@@ -355,6 +355,7 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
 class LocalTransformerForCausalLM(LocalTransformerPreTrainedModel, GenerationMixin):
     """Language model of bytes or other ids; `generate` needs memory and time per token that do not grow."""
 
+    hub_task = "text-generation"
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: LocalTransformerConfig):

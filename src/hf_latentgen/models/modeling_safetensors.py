@@ -3,12 +3,20 @@
 
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ResolvedRevision, constants, is_offline_mode, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
-from huggingface_hub.utils import get_session
+from huggingface_hub import (
+    CommitInfo,
+    HfApi,
+    ResolvedRevision,
+    constants,
+    is_offline_mode,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, HTTPError
+from huggingface_hub.utils import get_session, validate_repo_id
 from huggingface_hub.utils.sha import sha_fileobj
 from transformers import PreTrainedModel
 from transformers.utils import (
@@ -27,10 +35,38 @@ logger = logging.get_logger(__name__)
 TIMEOUT = 4
 # A file that is not stored as a large one is named by a shorter hash.
 SHA256_DIGITS = 64
+# What the libraries leave where they know nothing, in a card that nobody has written.
+BLANK = "[More Information Needed]"
+OWN_NAME = "NAMESPACE/NAME"
+# `empty` is empty: transformers would take a line here that begins with an import for one of the code.
+SHORT_CARD = """---
+library_name: {library}
+pipeline_tag: {task}
+tags:
+- hf_latentgen
+{tags}---
+
+# {name}
+
+A `{kind}` of hf-latentgen. How it was trained and how good it is was not told when it was pushed.
+
+## How to use
+
+From a clone of the hf-latentgen repository, `pip install .`, then:
+
+```python
+{empty}from hf_latentgen import {kind}
+
+loaded = {kind}.from_pretrained("{name}")
+```
+"""
 
 
 class SafetensorsModel(PreTrainedModel):
     """Base of all models: weights come from safetensors alone, those of the Hub as they were published there."""
+
+    # What the Hub calls the use of the model.
+    hub_task = "unconditional-image-generation"
 
     @classmethod
     def from_pretrained(
@@ -71,22 +107,91 @@ class SafetensorsModel(PreTrainedModel):
                 ) from error
             raise
         if is_remote:
-            check_hashes(str(name), kwargs.get("revision"), kwargs.get("cache_dir"))
+            place = (kwargs.get("revision"), kwargs.get("cache_dir"), kwargs.get("subfolder") or "")
+            check_hashes(str(name), *place)
         return loaded
+
+    def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str = "50GB",
+        tags: list[str] | None = None,
+    ) -> CommitInfo:
+        """The one commit with weights and configuration, and with a short card where there is none yet.
+
+        Arguments as in `PreTrainedModel.push_to_hub`.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            card = short_card(type(self).__name__, self.hub_task, "transformers", tags)
+            message = commit_message or f"Upload {type(self).__name__}"
+            options = {"commit_description": commit_description, "create_pr": create_pr}
+            return push_folder(folder, repo_id, card, message, private, token, revision, **options)
+
+
+def short_card(kind: str, task: str, library: str, tags: list[str] | None = None) -> str:
+    """The card of an object of which nothing is known but its class. It has `OWN_NAME` for the name on the Hub."""
+    named = "".join(f"- {tag}\n" for tag in tags or [])
+    return SHORT_CARD.format(kind=kind, task=task, library=library, tags=named, name=OWN_NAME, empty="")
+
+
+def push_folder(
+    folder: str,
+    repo_id: str,
+    card: str,
+    message: str,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    **options: Any,
+) -> CommitInfo:
+    """The one commit of all files of a folder; the repository and the branch are made if missing.
+
+    `card` goes with them unless the repository has one that somebody has written.
+    """
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None and not options.get("create_pr"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    try:
+        written = Path(api.hf_hub_download(repo_id, "README.md", revision=revision)).read_text(encoding="utf-8")
+    except EntryNotFoundError:
+        written = BLANK
+    if BLANK in written:
+        Path(folder, "README.md").write_text(card.replace(OWN_NAME, repo_id), encoding="utf-8")
+    return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, revision=revision, **options)
 
 
 def pinned_revision(
-    name: str, revision: str | None = None, token: str | bool | None = None, cache_dir: str | None = None
+    name: str,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    files: tuple[str, ...] = (CONFIG_NAME,),
 ) -> dict[str, Any]:
     """Arguments of `from_pretrained` by which all files come from one commit; from the cache if there is no network.
 
-    Raises: ConnectionError when the Hub does not answer and the configuration is not in the cache.
+    Raises:
+        OSError: it is no name on the Hub.
+        ConnectionError: the Hub does not answer, and none of `files` is in the cache.
     """
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise OSError(f"{name} is neither a folder nor a name on the Hub, 'namespace/name'") from error
     if is_offline_mode():
         return {}
     # A `ResolvedRevision` comes from an Auto class, which has just talked to the Hub.
     if not isinstance(revision, ResolvedRevision):
-        is_cached = isinstance(try_to_load_from_cache(name, CONFIG_NAME, cache_dir=cache_dir, revision=revision), str)
+        cached = (try_to_load_from_cache(name, file, cache_dir=cache_dir, revision=revision) for file in files)
+        is_cached = any(isinstance(path, str) for path in cached)
         if is_cached and re.fullmatch(r"[0-9a-f]{40}", revision or ""):
             return {}
         try:
@@ -116,21 +221,26 @@ def check_connection() -> None:
         ) from error
 
 
-def check_hashes(name: str, revision: str | None, cache_dir: str | None) -> None:
+def check_hashes(name: str, revision: str | None, cache_dir: str | None, subfolder: str = "") -> None:
     """None. Raises: OSError when weights in the cache do not have the SHA-256 that the Hub tells of them."""
     for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
-        found = try_to_load_from_cache(name, file, cache_dir=cache_dir, revision=revision)
-        if not isinstance(found, str):
+        path = f"{subfolder}/{file}" if subfolder else file
+        found = try_to_load_from_cache(name, path, cache_dir=cache_dir, revision=revision)
+        if isinstance(found, str):
+            check_hashes_of_folder(Path(found).parent, name)
+
+
+def check_hashes_of_folder(folder: Path, name: str) -> None:
+    """None. Raises: OSError when weights in a folder of the cache, or below it, do not have their published SHA-256."""
+    for weights in folder.rglob("*.safetensors"):
+        # The cache links to a name made of this hash, which may be a link itself; a system without links has none.
+        declared = weights.readlink().name if weights.is_symlink() else ""
+        if len(declared) != SHA256_DIGITS:
             continue
-        for weights in Path(found).parent.glob("*.safetensors"):
-            # The cache links to a name made of this hash, which may be a link itself; a system without links has none.
-            declared = weights.readlink().name if weights.is_symlink() else ""
-            if len(declared) != SHA256_DIGITS:
-                continue
-            with weights.open("rb") as content:
-                actual = sha_fileobj(content).hex()
-            if actual != declared:
-                raise OSError(
-                    f"{weights.name} of {name} is damaged: its SHA-256 is {actual}, the Hub says {declared}. "
-                    f"Delete {weights.resolve()} and load it again"
-                )
+        with weights.open("rb") as content:
+            actual = sha_fileobj(content).hex()
+        if actual != declared:
+            raise OSError(
+                f"{weights.name} of {name} is damaged: its SHA-256 is {actual}, the Hub says {declared}. "
+                f"Delete {weights.resolve()} and load it again"
+            )

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf-latentgen authors. Apache-2.0.
 """The pipeline that draws images. It imports nothing of the package, so that a checkpoint can carry it as one file."""
 
+import inspect
 from collections.abc import Sequence
 
 import numpy as np
@@ -157,10 +158,13 @@ class LatentGenPipeline(DiffusionPipeline):
         shape = (batch_size, self.denoiser.config.latent_dim)
         sample = randn_tensor(shape, generator, self._execution_device, self.denoiser.dtype)
         sample = sample * self.scheduler.init_noise_sigma
+        # Not every scheduler draws noise.
+        has_noise = "generator" in inspect.signature(self.scheduler.step).parameters
+        noise = {"generator": generator} if has_noise else {}
         bar = self.progress_bar(self.scheduler.timesteps)  # pyright: ignore[reportCallIssue]
         for timestep in bar:  # pyright: ignore[reportGeneralTypeIssues]
             predicted = self.denoiser(self.scheduler.scale_model_input(sample, timestep), timestep).sample
-            sample = self.scheduler.step(predicted, timestep, sample, generator=generator).prev_sample
+            sample = self.scheduler.step(predicted, timestep, sample, **noise).prev_sample
         return self.denoiser.restore(sample)
 
     def _draw_by_row(self, batch_size: int, class_labels, images, rows, options: dict) -> Tensor:

@@ -22,5 +22,7 @@ def draw(**options: bool) -> torch.Tensor:
 drawn = draw()
 torch.save(drawn, output)
 assert torch.equal(drawn, draw(local_files_only=True))
+assert draw(torch_dtype=torch.float64).shape == drawn.shape
+LatentGenPipeline.from_pretrained(row).push_to_hub("ada/pushed", private=True)
 constants.HF_HUB_OFFLINE = True
 assert torch.equal(drawn, draw())
