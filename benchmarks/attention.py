@@ -2,7 +2,7 @@
 
     python benchmarks/attention.py
     python benchmarks/attention.py --lengths 1024 2048 --windows 256
-    python benchmarks/attention.py --contestants ours
+    python benchmarks/attention.py --contestants "copied blocks"
     python benchmarks/attention.py --draw
 
 Every measurement is a process of its own, one after the other: CPU time of the fastest repetition, and how far the

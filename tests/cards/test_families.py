@@ -58,7 +58,7 @@ def test_card_of_a_classifier(classifier):
     card = render_card(classifier, REPO_ID)
     assert card.data.pipeline_tag == "image-classification"
     for text in (
-        "a classifier of 100 labels, the other images unlabelled: **classification error, mean over draws",
+        "that was told the classes of 100 images, and none of the others: **classification error, mean over draws",
         "Error over 2 draws of the labelled images: 0.0310, 0.0350.",
         "AAEForImageClassification.from_pretrained",
     ):
