@@ -86,8 +86,9 @@ class Checkpoint:
         """How many classes a sample can be asked for, 0 when the model knows none."""
         if self.prior is not None:
             return self.prior.num_classes
-        is_image_model = isinstance(self.model, ImageAutoencoderModel | LocalTransformerForImageGeneration)
-        return self.model.num_sample_classes if is_image_model else 0
+        if isinstance(self.model, ImageAutoencoderModel | LocalTransformerForImageGeneration):
+            return self.model.num_sample_classes
+        return 0
 
     @property
     def has_temperature(self) -> bool:

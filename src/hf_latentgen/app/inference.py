@@ -81,7 +81,8 @@ def sample(
         article = "an" if checkpoint.family[0] in "aeiou" else "a"
         raise ValueError(f"Temperature must be 1 for {article} {checkpoint.family}, got {temperature:g}.")
     if checkpoint.prior is not None:
-        steps = [checkpoint.prior(number, generator, output=output, output_type="pt").images]
+        drawn = checkpoint.prior(number, generator, output=output, output_type="pt", return_dict=False)
+        steps = [cast(tuple, drawn)[0]]
     elif isinstance(model, VAEModel):
         steps = [model.sample(number, generator, output, temperature)]
     elif isinstance(model, AAEModel):

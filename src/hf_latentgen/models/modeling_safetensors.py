@@ -173,7 +173,7 @@ def pinned_revision(
     name: str,
     revision: str | None = None,
     token: str | bool | None = None,
-    cache_dir: str | os.PathLike | None = None,
+    cache_dir: str | Path | None = None,
     files: tuple[str, ...] = (CONFIG_NAME,),
 ) -> dict[str, Any]:
     """Arguments of `from_pretrained` by which all files come from one commit; from the cache if there is no network.
