@@ -106,7 +106,7 @@ def test_classifier_is_judged_and_its_draws_are_averaged(checkpoint, tmp_path, d
     assert results["diagnostics"]["in_domain_classifier_test_error"] == pytest.approx(judged)
     assert (folder / "images" / "styles.png").is_file()
     card = card_text(folder, "org/name")
-    assert "a classifier of 100 labels" in card
+    assert "told the classes of 100 images" in card
     assert "Error over 3 draws of the labelled images" in card
 
 
