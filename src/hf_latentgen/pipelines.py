@@ -108,7 +108,7 @@ class LatentGenPipeline(pipeline_latentgen.LatentGenPipeline):
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             card = short_card(type(self).__name__, SafetensorsModel.hub_task, "diffusers")
-            return push_folder(folder, repo_id, card, commit_message, private, token, revision, create_pr=create_pr)
+            return push_folder(folder, repo_id, card, commit_message, private, token, revision, create_pr)
 
 
 def is_pipeline(name: str) -> bool:

@@ -132,8 +132,8 @@ class SafetensorsModel(PreTrainedModel):
             self.save_pretrained(folder, max_shard_size=max_shard_size)
             card = short_card(type(self).__name__, self.hub_task, "transformers", tags)
             message = commit_message or f"Upload {type(self).__name__}"
-            options = {"commit_description": commit_description, "create_pr": create_pr}
-            return push_folder(folder, repo_id, card, message, private, token, revision, **options)
+            place = (private, token, revision, create_pr)
+            return push_folder(folder, repo_id, card, message, *place, description=commit_description)
 
 
 def short_card(kind: str, task: str, library: str, tags: list[str] | None = None) -> str:
@@ -150,7 +150,8 @@ def push_folder(
     private: bool | None = None,
     token: bool | str | None = None,
     revision: str | None = None,
-    **options: Any,
+    create_pr: bool = False,
+    description: str | None = None,
 ) -> CommitInfo:
     """The one commit of all files of a folder; the repository and the branch are made if missing.
 
@@ -158,7 +159,7 @@ def push_folder(
     """
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if revision is not None and not options.get("create_pr"):
+    if revision is not None and not create_pr:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     try:
         written = Path(api.hf_hub_download(repo_id, "README.md", revision=revision)).read_text(encoding="utf-8")
@@ -166,7 +167,14 @@ def push_folder(
         written = BLANK
     if BLANK in written:
         Path(folder, "README.md").write_text(card.replace(OWN_NAME, repo_id), encoding="utf-8")
-    return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, revision=revision, **options)
+    return api.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        commit_message=message,
+        commit_description=description,
+        revision=revision,
+        create_pr=create_pr,
+    )
 
 
 def pinned_revision(
