@@ -8,6 +8,7 @@ To start from a published model, on the images of a folder or of a data set on t
 import argparse
 import sys
 
+from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
 
 from hf_latentgen.training.recipes import load_recipe, train_recipe
@@ -31,6 +32,8 @@ def main() -> None:
         )
     except (ValueError, OSError, FloatingPointError, StrictDataclassError) as error:
         sys.exit(f"error: {error}")
+    # Gloo's threads may still hold tensors; should they free one while the interpreter ends, the process would abort.
+    PartialState().destroy_process_group()
     print(f"trained model, image processor and run.json: {folder}")
 
 

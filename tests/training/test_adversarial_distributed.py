@@ -17,6 +17,7 @@ import json, sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from safetensors.torch import save_file
 
 from hf_latentgen import (
@@ -79,6 +80,8 @@ run("game", AAEModel, train, reconstruction_weight=0.9)
 run("plain", AAEModel, train, reconstruction_weight=1)
 run("limit", AAEModel, train, reconstruction_weight=0)
 run("classifier", AAEForImageClassification, few, reconstruction_weight=0.9, posterior="gaussian")
+# As in scripts/train.py.
+PartialState().destroy_process_group()
 """
 RUNS = ("game", "plain", "limit", "classifier")
 PLAYERS = {

@@ -80,6 +80,8 @@ run("quiet", no_noise, per_device_train_batch_size=int(sys.argv[2]))
 run("noisy", recorded_noise, per_device_train_batch_size=int(sys.argv[2]), ema_decay=0.5, sample_epochs=[0])
 rank = PartialState().process_index
 save_file({str(step): noise for step, noise in enumerate(drawn)}, folder / f"noise_{rank}.safetensors")
+# As in scripts/train.py.
+PartialState().destroy_process_group()
 """
 
 
