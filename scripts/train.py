@@ -32,9 +32,10 @@ def main() -> None:
         )
     except (ValueError, OSError, FloatingPointError, StrictDataclassError) as error:
         sys.exit(f"error: {error}")
+    process = PartialState()
+    process.print(f"trained model, image processor and run.json: {folder}")
     # Gloo's threads may still hold tensors; should they free one while the interpreter ends, the process would abort.
-    PartialState().destroy_process_group()
-    print(f"trained model, image processor and run.json: {folder}")
+    process.destroy_process_group()
 
 
 if __name__ == "__main__":
