@@ -329,6 +329,9 @@ for family in sys.argv[1:]:
     again = DiffusionPipeline.from_pretrained(family, custom_pipeline=family, trust_remote_code=True)
     assert torch.equal(drawn, again(3, torch.Generator().manual_seed(0), output_type="pt").images), family
     pipe(1).images[0].save(f"{family}.png")
+    pipe.save_pretrained(f"{family}-saved")
+    again = DiffusionPipeline.from_pretrained(f"{family}-saved", trust_remote_code=True)
+    assert torch.equal(drawn, again(3, torch.Generator().manual_seed(0), output_type="pt").images), family
 """
 
 
@@ -355,6 +358,12 @@ def test_pipeline_with_code_loads_where_the_package_is_missing(tmp_path):
     )
     assert child.returncode == 0, child.stderr[-3000:]
     assert "require the following packages" not in child.stderr
+    for family in families:
+        first, second = (
+            {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.py")}
+            for folder in (tmp_path / family, tmp_path / f"{family}-saved")
+        )
+        assert first == second, "saved again without its code"
     with Image.open(tmp_path / "prior.png") as picture:
         assert picture.size == (8, 8)
 

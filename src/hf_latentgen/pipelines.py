@@ -26,11 +26,9 @@ from hf_latentgen.models.modeling_safetensors import (
     short_card,
 )
 
-INDEX = "model_index.json"
+INDEX = pipeline_latentgen.LatentGenPipeline.config_name
 # Nothing else is fetched: no code and no pickle.
 FILES = ("*.json", "*.safetensors")
-# diffusers looks for the class of a pipeline in a file of this name.
-PIPELINE_FILE = "pipeline.py"
 
 
 class LatentGenPipeline(pipeline_latentgen.LatentGenPipeline):
@@ -128,17 +126,7 @@ def save_with_code(pipe: pipeline_latentgen.LatentGenPipeline, folder: str | Pat
     """
     folder = Path(folder)
     pipe.save_pretrained(folder)
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    for name, part in pipe.components.items():
-        module = type(part).__module__
-        if part is not None and module.split(".")[0] not in ("diffusers", "transformers"):
-            stem = module.split(".")[-1]
-            (folder / name / f"{stem}.py").write_text(single_file(stem), encoding="utf-8")
-            index[name] = [stem, type(part).__name__]
-    stem = pipeline_latentgen.__name__.split(".")[-1]
-    (folder / PIPELINE_FILE).write_text(single_file(stem), encoding="utf-8")
-    index["_class_name"] = [Path(PIPELINE_FILE).stem, pipeline_latentgen.LatentGenPipeline.__name__]
-    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    pipeline_latentgen.write_code(pipe, folder, lambda part: single_file(part.__module__.split(".")[-1]))
     return folder
 
 

@@ -2,7 +2,9 @@
 """The pipeline that draws images. It imports nothing of the package, so that a checkpoint can carry it as one file."""
 
 import inspect
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +14,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
+# diffusers looks for the class of a pipeline in a file of this name.
+PIPELINE_FILE = "pipeline.py"
+# The package as which diffusers imports code that came with a checkpoint.
+REMOTE_CODE = "diffusers_modules"
 OUTPUT_TYPES = ("pil", "np", "pt")
 NUM_INFERENCE_STEPS = 50
 # Names, not classes: beside a published checkpoint a model comes from a file of its own. AutoModel loads the first
@@ -167,6 +173,15 @@ class LatentGenPipeline(DiffusionPipeline):
             sample = self.scheduler.step(predicted, timestep, sample, **noise).prev_sample
         return self.denoiser.restore(sample)
 
+    def save_pretrained(self, save_directory: str | Path, **options) -> None:
+        """Saves all parts, with the code that came with them where it was loaded by `trust_remote_code`.
+
+        Arguments as in `DiffusionPipeline.save_pretrained`.
+        """
+        super().save_pretrained(save_directory, **options)
+        if type(self).__module__.split(".")[0] == REMOTE_CODE:
+            write_code(self, Path(save_directory), lambda part: Path(inspect.getfile(part)).read_text(encoding="utf-8"))
+
     def _draw_by_row(self, batch_size: int, class_labels, images, rows, options: dict) -> Tensor:
         """Levels that a pixel transformer draws below the given rows, with a bar of rows. [B, C, H, W]."""
         size = self.model.config.image_size
@@ -212,3 +227,24 @@ class LatentGenPipeline(DiffusionPipeline):
         if output_type == "pil":
             return self.processor.post_process_images(levels)
         return (levels.movedim(1, -1).float() / last_level).cpu().numpy()
+
+
+def write_code(pipe: LatentGenPipeline, folder: Path, source: Callable[[type], str]) -> None:
+    """Puts beside each part of a saved pipeline the one file that its class needs, and names them in the index.
+
+    Args:
+        pipe: what was saved.
+        folder: where.
+        source: text of the file of a class.
+    """
+    path = folder / pipe.config_name
+    index = json.loads(path.read_text(encoding="utf-8"))
+    for name, part in pipe.components.items():
+        module = type(part).__module__
+        if part is not None and module.split(".")[0] not in ("diffusers", "transformers"):
+            stem = module.split(".")[-1]
+            (folder / name / f"{stem}.py").write_text(source(type(part)), encoding="utf-8")
+            index[name] = [stem, type(part).__name__]
+    (folder / PIPELINE_FILE).write_text(source(LatentGenPipeline), encoding="utf-8")
+    index["_class_name"] = [Path(PIPELINE_FILE).stem, LatentGenPipeline.__name__]
+    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Publishes rows of model_cards under the names on their cards; random weights stand for those too large for a clone."""
+"""Publishes rows of model_cards under the names on their cards; random weights stand for those not in the clone."""
 
 import runpy
 import shutil
