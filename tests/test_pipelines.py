@@ -215,6 +215,7 @@ def test_prior_is_the_scheduler_applied_to_the_denoiser():
 
 MISTAKES = [
     ("vae", {"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+    ("vae", {"generator": [torch.Generator()]}, "generator must be one torch.Generator or None, got list"),
     ("vae", {"temperature": 0}, "temperature must be above 0, got 0"),
     ("pixels", {"temperature": -1.0}, "temperature must be above 0, got -1.0"),
     ("vae", {"temperature": float("nan")}, "temperature must be above 0, got nan"),

@@ -66,6 +66,10 @@ def said(hub, rows, run_client, repository):
         ("namespace of somebody else", r"publish: bob/new was not published \(HTTP 403\): the token may not write .*"),
         ("repository of somebody else", r"publish: bob/vae was not published \(HTTP 403\): the token may not .*"),
         ("private repository of somebody else", r"publish: bob/secret was not published \(HTTP 40[134]\): .*"),
+        (
+            "pull request against no branch",
+            r"publish: revision must be a branch of ada/none for a pull request against it, got 'old'",
+        ),
         ("stale parent", r"publish: ada/stale was not published \(HTTP 412\): somebody else has committed .* again"),
         ("stale parent, second run", ""),
         ("interrupted", r"publish: ada/interrupted was not published, the upload broke off: .* Publish again"),
@@ -97,6 +101,7 @@ def test_refused_publications_leave_nothing(hub, said):
     assert {name for _, name in hub.repositories if name.startswith("bob/")} == {"bob/vae", "bob/secret"}
     assert set(hub.files("bob/vae")) == {".gitattributes"}
     assert set(hub.files("ada/damaged")) == {".gitattributes"}
+    assert ("models", "ada/none") not in hub.repositories
 
 
 def test_invalid_metadata_stop_before_anything_is_uploaded(hub, said):

@@ -124,19 +124,22 @@ def publish(
     Args:
         upload: what `prepare_upload` returned.
         private: make a new repository private; an existing one stays as it is.
-        revision: branch to commit to, "main" when None.
+        revision: branch to commit to, or to open a pull request against, "main" when None.
         create_pr: open a pull request instead of committing to the branch.
         token: the one to use instead of that of `hf auth login` or HF_TOKEN.
         message: title of the commit.
 
     Raises:
-        ValueError: the token is missing or malformed, or the Hub finds a field of the card invalid.
+        ValueError: the token is missing or malformed, the Hub finds a field of the card invalid, or there is no such
+            branch to open a pull request against.
         OSError: there is no network, the token is refused, the repository is somebody else's or has just been changed,
             or the connection broke; then nothing of this commit is visible.
     """
     api, repo_id = HfApi(token=check_token(token)), upload.repo_id
     check_connection()
     try:
+        if create_pr and revision is not None and not api.revision_exists(repo_id, revision):
+            raise ValueError(f"revision must be a branch of {repo_id} for a pull request against it, got {revision!r}")
         # None leaves the default of the organisation in force.
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         if revision is not None and not create_pr:

@@ -112,6 +112,8 @@ class LatentGenPipeline(DiffusionPipeline):
         """
         if batch_size != int(batch_size) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size}")
+        if not isinstance(generator, torch.Generator | None):
+            raise ValueError(f"generator must be one torch.Generator or None, got {type(generator).__name__}")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
         if not temperature > 0:

@@ -19,10 +19,10 @@ time.sleep = lambda _: None
 messages = {}
 
 
-def attempt(case: str, row: str, repo_id: str, token: str = "hf_ada") -> None:
+def attempt(case: str, row: str, repo_id: str, *options: str, token: str = "hf_ada") -> None:
     os.environ["HF_TOKEN"] = token
     try:
-        publish_main([str(rows / row), "--repo-id", repo_id])
+        publish_main([str(rows / row), "--repo-id", repo_id, *options])
         messages[case] = ""
     except SystemExit as error:
         messages[case] = str(error)
@@ -36,6 +36,7 @@ attempt("bad name", "vae", "ada/b/c")
 attempt("namespace of somebody else", "vae", "bob/new")
 attempt("repository of somebody else", "vae", "bob/vae")
 attempt("private repository of somebody else", "vae", "bob/secret")
+attempt("pull request against no branch", "vae", "ada/none", "--revision", "old", "--create-pr")
 attempt("stale parent", "vae", "ada/stale")
 attempt("stale parent, second run", "vae", "ada/stale")
 attempt("interrupted", "aae", "ada/interrupted")
