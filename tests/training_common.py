@@ -1,6 +1,8 @@
 """What the tests of all trainers share: looking into a training, and comparing two of them to the last bit."""
 
 import shutil
+import subprocess
+import sys
 
 import torch
 from safetensors.torch import load_file
@@ -95,3 +97,23 @@ def assert_resumed_is_straight(make, folder, step, options):
     assert_same_checkpoint(folder / "resumed" / "checkpoint-8", folder / "straight" / "checkpoint-8")
     assert_same_state(*(load_file(folder / run / "model.safetensors") for run in ("straight", "resumed")))
     return folder / "resumed"
+
+
+def launch_two_processes(repository, *command):
+    """What two processes under `accelerate launch` printed, which ended well."""
+    launch = repository / "configs" / "accelerate" / "ddp.yaml"
+    # Port 0: any free one.
+    accelerate = [
+        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *("--config_file", launch, "--main_process_port", "0"),
+    ]
+    with subprocess.Popen(
+        [*accelerate, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as launcher:
+        try:
+            output, _ = launcher.communicate()
+        finally:
+            # At this signal it ends the processes that it started; without effect when it has finished.
+            launcher.terminate()
+    assert launcher.returncode == 0, output[-3000:]
+    return output

@@ -1,12 +1,12 @@
 """Two CPU processes under `accelerate launch` train an adversarial autoencoder: their replicas stay equal."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from training_common import launch_two_processes
 
 # Two interpreters that import torch share what cores there are.
 pytestmark = pytest.mark.timeout(300)
@@ -102,18 +102,7 @@ def two_processes(repository, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     script = folder / "child.py"
     script.write_text(CHILD)
-    launch = repository / "configs" / "accelerate" / "ddp.yaml"
-    # Port 0: any free one.
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", launch, "--main_process_port", "0"]
-    with subprocess.Popen(
-        [*command, script, folder], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as launcher:
-        try:
-            output, _ = launcher.communicate()
-        finally:
-            # At this signal it ends the processes that it started; without effect when it has finished.
-            launcher.terminate()
-    assert launcher.returncode == 0, output[-3000:]
+    launch_two_processes(repository, script, folder)
     return folder
 
 

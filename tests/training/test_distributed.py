@@ -2,7 +2,6 @@
 
 import json
 import runpy
-import subprocess
 import sys
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_latentgen.models import distributions
+from training_common import launch_two_processes
 
 # Three interpreters that import torch share what cores there are.
 pytestmark = pytest.mark.timeout(300)
@@ -100,18 +100,7 @@ def script(tmp_path_factory):
 def two_processes(script, repository, tmp_path_factory):
     """Folder of the results of two processes with batches of 8."""
     folder = tmp_path_factory.mktemp("two")
-    launch = repository / "configs" / "accelerate" / "ddp.yaml"
-    # Port 0: any free one.
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", launch, "--main_process_port", "0"]
-    with subprocess.Popen(
-        [*command, script, folder, "8"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as launcher:
-        try:
-            output, _ = launcher.communicate()
-        finally:
-            # At this signal it ends the processes that it started; without effect when it has finished.
-            launcher.terminate()
-    assert launcher.returncode == 0, output[-3000:]
+    launch_two_processes(repository, script, folder, "8")
     return folder
 
 
@@ -162,3 +151,10 @@ def test_processes_draw_different_noise(two_processes):
 def test_one_process_draws_the_pictures(two_processes):
     pictures = {path.name for path in (two_processes / "noisy" / "samples").iterdir()}
     assert pictures == {"samples_epoch_000.png", "reconstructions_epoch_000.png"}
+
+
+def test_a_row_trains_in_two_processes_of_which_one_reports(repository, tmp_path):
+    command = (repository / "scripts" / "train.py", repository / "configs" / "vae_digits.yaml", "training.max_steps=2")
+    output = launch_two_processes(repository, *command, "--output_dir", tmp_path / "row")
+    assert output.count("trained model, image processor and run.json: ") == 1
+    assert (tmp_path / "row" / "model.safetensors").is_file()
