@@ -1,4 +1,5 @@
 import bz2
+import copy
 import math
 
 import numpy as np
@@ -17,6 +18,7 @@ from hf_latentgen.evaluation.text import (
     token_nats,
 )
 from modeling_common import perturb
+from training_common import assert_equal_weights
 
 CONTENT = bytes(np.random.default_rng(0).integers(0, 256, 70, dtype=np.uint8))
 
@@ -60,6 +62,35 @@ def test_scores_are_all_nats_over_all_bytes(model):
     assert scores["nll_nats"] == pytest.approx(nats)
     assert scores["num_bytes"] == 70
     assert scores["bits_per_byte"] == pytest.approx(nats / math.log(2) / 70)
+
+
+def test_dynamic_evaluation_scores_first_and_learns_afterwards(model):
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    still, learning = (text_scores(model, [CONTENT * 8], 8, rate) for rate in (None, 1e-2))
+    assert_equal_weights(model.state_dict(), before)
+    assert learning["num_bytes"] == still["num_bytes"] == 560
+    # What comes again after it was learned costs less.
+    assert learning["bits_per_byte"] < still["bits_per_byte"] - 0.05
+    # The first part is scored by the weights as they are: with nothing after it there is nothing gained.
+    still, learning = (text_scores(model, [CONTENT], 8, rate) for rate in (None, 1e-2))
+    assert learning["nll_nats"] == pytest.approx(still["nll_nats"], rel=1e-6)
+
+
+def test_a_step_of_dynamic_evaluation_is_one_of_its_optimizer(model):
+    ids = torch.tensor([[257, *CONTENT, 258]])
+    expected = copy.deepcopy(model)
+    optimizer, nats = torch.optim.SGD(expected.parameters(), 0.1), 0.0
+    for start in (1, 41):
+        found = token_nats(expected(ids[:, : start + 40]).logits, ids[:, : start + 40])[0, start - 1 :]
+        nats += found.sum().item()
+        optimizer.zero_grad()
+        found.mean().backward()
+        torch.nn.utils.clip_grad_norm_(expected.parameters(), 1.0)
+        optimizer.step()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    assert document_nats(model, CONTENT, 1000, 40, optimizer) == pytest.approx(nats, rel=1e-6)
+    for found, weight in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(found, weight)
 
 
 def test_what_is_not_labelled_is_not_scored():

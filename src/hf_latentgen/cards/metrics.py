@@ -45,6 +45,8 @@ METRICS = {
     "in_domain_precision": Metric("Precision, in-domain features", "fraction", 3, "measurement"),
     "in_domain_density": Metric("Density, in-domain features", "", 3, "measurement"),
     "bits_per_byte": Metric("Bits per byte", "bits/byte", 4, "exact"),
+    "dynamic_bits_per_byte": Metric("Bits per byte, dynamic evaluation", "bits/byte", 4, "exact"),
+    "dynamic_learning_rate": Metric("Dynamic evaluation, learning rate", "", 5, "measurement"),
     "context": Metric("Ids before a scored byte", "ids", 0, "measurement"),
     "num_bytes": Metric("Scored bytes", "bytes", 0, "measurement"),
 }

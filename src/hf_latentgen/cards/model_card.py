@@ -24,6 +24,8 @@ REQUIRED_KEYS = (
     *("model", "training", "history"),
 )
 STANDARD_ERROR = "_standard_error"
+# The scores that the best code without a network stands beside.
+COMPARABLE = ("bits_per_dim", "exact_bits_per_dim", "bits_per_byte", "dynamic_bits_per_byte")
 
 
 @dataclass(frozen=True)
@@ -293,7 +295,7 @@ def _score_rows(results: dict) -> list[tuple[str, str, str, str, str]]:
             continue
         metric = describe_metric(key)
         title = f"{metric.title} ({metric.unit})" if metric.unit else metric.title
-        is_comparable = key in ("bits_per_dim", "exact_bits_per_dim", "bits_per_byte") and results["floor"]
+        is_comparable = key in COMPARABLE and results["floor"]
         floor = "{1:.4f} ({0})".format(*best_floor(results)) if is_comparable else ""
         rows.append((title, metric.kind, cell(results, key), _reference_cell(results, key), floor))
     return rows

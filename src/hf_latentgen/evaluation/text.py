@@ -1,6 +1,7 @@
 """What is measured of a byte model: its likelihood in windows with a stated context, beside codes without a network."""
 
 import bz2
+import copy
 import lzma
 from collections import defaultdict
 from collections.abc import Sequence
@@ -24,6 +25,10 @@ from hf_latentgen.models.tokenization_bytes import (
     bytes_from_text,
 )
 
+# Ids that are scored at once, and before each step of dynamic evaluation.
+STRIDE, DYNAMIC_STRIDE = 1024, 256
+# Of dynamic evaluation; the validation split chooses.
+LEARNING_RATES = (5e-5, 1e-4, 2e-4, 4e-4)
 # Bytes before the one to predict that the counting floor looks at.
 ORDER = 4
 SAMPLE_LENGTH = 600
@@ -45,11 +50,15 @@ def measure(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The exact score of all test documents, each byte given everything before it that the model can see.
 
-    Beside it the score of as many training bytes, which tells how much was learned by heart, that of the validation
-    split, that of validation and test together, which others call validation, and the untrained one.
+    Then the same by dynamic evaluation, see [`text_scores`]; the validation split chooses the learning rate. Beside
+    them the score of as many training bytes, which tells how much was learned by heart, that of the validation split,
+    that of validation and test together, which others call validation, and the untrained one.
     """
     context = full_context(model)
     scores, held_out = text_scores(model, test, context), text_scores(model, validation, context)
+    dynamic = {rate: text_scores(model, validation, context, rate)["bits_per_byte"] for rate in LEARNING_RATES}
+    rate = min(dynamic, key=dynamic.__getitem__)
+    scores["dynamic_bits_per_byte"] = text_scores(model, test, context, rate)["bits_per_byte"]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         fresh = AutoModelForCausalLM.from_config(model.config).to(model.device)
@@ -63,6 +72,8 @@ def measure(
         "validation_and_test_bits_per_byte": nats_to_bits_per_byte(
             scores["nll_nats"] + held_out["nll_nats"], num_bytes + int(held_out["num_bytes"])
         ),
+        "dynamic_learning_rate": rate,
+        "validation_dynamic_bits_per_byte": dynamic[rate],
         "untrained_bits_per_byte": text_scores(fresh, test, context)["bits_per_byte"],
     }
     return scores, diagnostics
@@ -104,12 +115,18 @@ def full_context(model: PreTrainedModel) -> int:
     return config.num_hidden_layers * (config.window - 1) + 1
 
 
-@torch.no_grad()
-def document_nats(model: PreTrainedModel, content: bytes, context: int, stride: int = 1024) -> float:
+def document_nats(
+    model: PreTrainedModel,
+    content: bytes,
+    context: int,
+    stride: int = STRIDE,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> float:
     """`-log p` of a document, its bytes and its end, in nats.
 
     It is read in windows of `context + stride` ids, of which the last `stride` are scored: each id is scored once, and
-    given at least the `context` ids before it, or all that there are. The model is put into `eval()` mode.
+    given at least the `context` ids before it, or all that there are. The model is put into `eval()` mode. An
+    `optimizer` takes a step after each window, on the ids that have just been scored.
 
     Raises:
         ValueError: `context` or `stride` is below 1.
@@ -121,17 +138,37 @@ def document_nats(model: PreTrainedModel, content: bytes, context: int, stride: 
     ids = np.concatenate([[BOS_TOKEN_ID], np.frombuffer(content, np.uint8), [EOS_TOKEN_ID]])
     ids = torch.from_numpy(ids.astype(np.int64)).to(model.device)
     total = 0.0
-    for start in logging.tqdm(range(1, len(ids), stride), desc=f"context of {context} ids"):
-        window = ids[max(start - context, 0) : start + stride].unsqueeze(0)
-        nats = token_nats(model(input_ids=window, use_cache=False).logits, window)[0]
-        total += nats[-len(ids[start : start + stride]) :].double().sum().item()
+    with torch.set_grad_enabled(optimizer is not None):
+        for start in logging.tqdm(range(1, len(ids), stride), desc=f"context of {context} ids"):
+            window = ids[max(start - context, 0) : start + stride].unsqueeze(0)
+            nats = token_nats(model(input_ids=window, use_cache=False).logits, window)[0]
+            nats = nats[-len(ids[start : start + stride]) :]
+            total += nats.detach().double().sum().item()
+            if optimizer is not None:
+                optimizer.zero_grad()
+                nats.mean().backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
     return total
 
 
-def text_scores(model: PreTrainedModel, documents: Sequence[bytes], context: int) -> dict[str, float]:
-    """`nll_nats` of all documents together, `num_bytes`, and their `bits_per_byte`, which is no mean of means."""
+def text_scores(
+    model: PreTrainedModel, documents: Sequence[bytes], context: int, learning_rate: float | None = None
+) -> dict[str, float]:
+    """`nll_nats` of all documents together, `num_bytes`, and their `bits_per_byte`, which is no mean of means.
+
+    With a learning rate it is dynamic evaluation: a copy of the model goes on learning from each part of the documents
+    once that is scored, by Adam. That too is the length of a code, as that of the counts in [`text_floors`], which go
+    on in the same way.
+
+    Source: Krause, Kahembwe, Murray and Renals (2018), Dynamic Evaluation of Neural Sequence Models.
+    """
+    stride, optimizer = STRIDE, None
+    if learning_rate is not None:
+        stride, model = DYNAMIC_STRIDE, copy.deepcopy(model)
+        optimizer = torch.optim.Adam(model.parameters(), learning_rate, betas=(0.9, 0.99))
     num_bytes = sum(map(len, documents))
-    nats = sum(document_nats(model, content, context) for content in documents)
+    nats = sum(document_nats(model, content, context, stride, optimizer) for content in documents)
     return {"bits_per_byte": nats_to_bits_per_byte(nats, num_bytes), "nll_nats": nats, "num_bytes": num_bytes}
 
 
