@@ -91,7 +91,10 @@ def local(request, results, tmp_path):
     other = results | {"row": "local_row", "model": model, "reference": []}
     if request.param == "bytes":
         other |= {"dataset": "tinyshakespeare", "sample_text": "To be"}
-        other |= {"metrics": {"bits_per_byte": 2.0432}, "floor": {"bz2_bits_per_byte": 2.4644}}
+        other |= {
+            "metrics": {"bits_per_byte": 2.0432, "dynamic_bits_per_byte": 1.9321},
+            "floor": {"bz2_bits_per_byte": 2.4644},
+        }
         other |= {"diagnostics": {"context": 8, "num_bytes": 55770}, "history": []}
         hf_latentgen.LocalTransformerForCausalLM(config).save_pretrained(tmp_path / "model")
         hf_latentgen.ByteTokenizer(errors="replace").save_pretrained(tmp_path / "model")
@@ -115,6 +118,7 @@ def test_card_of_a_local_transformer(local, tmp_path, monkeypatch, capsys):
         assert text in str(card)
     assert "\n\n\n" not in str(card)
     assert ("To be" in str(card)) == reads_text
+    assert ("| 1.9321 |" in str(card) and "In dynamic evaluation" in str(card)) == reads_text
     assert "upper bound |" not in str(card)
     assert f"| {score.split()[0]} |" in results_table([local])
     monkeypatch.chdir(tmp_path)

@@ -91,7 +91,7 @@ def _prior_columns(results: dict, folder: str) -> dict[str, str]:
 def _local_columns(results: dict, folder: str) -> dict[str, str]:
     """Cells of a local-attention transformer, over pixels or bytes, by the title of their column."""
     if reads_text(results):
-        scores = {"Bits/byte (exact)": "bits_per_byte"}
+        scores = {"Bits/byte (exact)": "bits_per_byte", "Dynamic evaluation": "dynamic_bits_per_byte"}
     else:
         scores = {"Bits/dim (exact)": "exact_bits_per_dim", "Nats (exact)": "nll_nats"}
     return {
