@@ -82,6 +82,8 @@ def prepare_copied(length: int, window: int) -> Attend:
     mask = band(torch.arange(window, 2 * window).unsqueeze(1), torch.arange(2 * window), window)
     mask = mask.repeat((length + window - 1) // window, 1, 1)
     mask[0, :, :window] = False
+    # With three axes the fused kernel of a CPU would not take it.
+    mask = mask.unsqueeze(0)
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         states = [F.pad(tensor, (0, 0, 0, -length % window)) for tensor in (query, key, value)]

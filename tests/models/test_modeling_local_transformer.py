@@ -72,6 +72,7 @@ def test_defaults_make_a_small_model_in_silence(capfd):
     [
         ("window", 1, "at least 2"),
         ("window", 0, "at least 2"),
+        ("num_attention_heads", 0, "at least 1"),
         ("num_attention_heads", 3, "a divisor of hidden_size=16 into even heads"),
         ("num_attention_heads", 16, "a divisor of hidden_size=16 into even heads"),
         ("num_key_value_heads", 3, "a divisor of num_attention_heads=4"),

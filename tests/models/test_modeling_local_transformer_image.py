@@ -209,6 +209,12 @@ def test_samples_are_reproducible_and_leave_the_global_generator_alone():
         (lambda m: m.complete(images_of(m.config), 6), r"rows must be a whole number in 0 \.\.\. 5, got 6"),
         (lambda m: m.complete(images_of(m.config), -1), r"rows must be a whole number in 0 \.\.\. 5, got -1"),
         (lambda m: m.complete(images_of(m.config), 1.5), r"rows must be a whole number in 0 \.\.\. 5, got 1.5"),
+        (lambda m: m.complete(images_of(m.config), None), r"rows must be a whole number in 0 \.\.\. 5, got None"),
+        (lambda m: m.complete(images_of(m.config), "2"), r"rows must be a whole number in 0 \.\.\. 5, got '2'"),
+        (
+            lambda m: m.complete(images_of(m.config), float("nan")),
+            r"rows must be a whole number in 0 \.\.\. 5, got nan",
+        ),
         (lambda m: m(torch.zeros(1, 1, 4, 4).long()), r"pixel_values must have shape \[B, 1, 5, 5\]"),
         (lambda m: m(torch.full((1, 1, 5, 5), 3)), r"levels in 0 \.\.\. 2, got values from 3 to 3"),
         (lambda m: m(torch.zeros(1, 1, 5, 5)), "pixel_values must be integer levels, got torch.float32"),
@@ -227,8 +233,10 @@ def test_bad_labels_are_named():
     model = build("colour, one row, classes")
     images = images_of(model.config)
     for labels, message in (
-        (None, r"labels must be classes of shape \[3\], got None"),
-        (torch.tensor([0, 1]), r"labels must be classes of shape \[3\], got \[2\]"),
+        (None, r"labels must be a tensor of whole numbers of shape \[3\], got NoneType"),
+        ([0, 1, 2], r"labels must be a tensor of whole numbers of shape \[3\], got list"),
+        (torch.tensor([0, 1]), r"labels must be a tensor of whole numbers of shape \[3\], got \(torch.int64, \[2\]\)"),
+        (torch.zeros(3), r"labels must be a tensor of whole numbers of shape \[3\], got \(torch.float32, \[3\]\)"),
         (torch.tensor([0, 1, 4]), r"labels must be in 0 \.\.\. 3, got \[0, 1, 4\]"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -249,3 +257,12 @@ def test_bad_labels_are_named():
 def test_bad_fields_are_named(field, value):
     with pytest.raises(StrictDataclassError, match=f"{field} must be .*, got {value}"):
         LocalTransformerImageConfig(**(TINY | {field: value}))
+
+
+def test_what_follows_from_the_image_cannot_be_given():
+    config = LocalTransformerImageConfig(**TINY)
+    assert LocalTransformerImageConfig(**(TINY | {"window": config.window})).window == config.window
+    for field, value in (("window", 300), ("vocab_size", 5)):
+        expected = f"{field} must be {getattr(config, field)}, which follows from the fields of the image, got {value}"
+        with pytest.raises(StrictDataclassError, match=expected):
+            LocalTransformerImageConfig(**(TINY | {field: value}))

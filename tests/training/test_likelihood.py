@@ -114,3 +114,23 @@ def test_pictures_of_an_epoch(make_likelihood, tmp_path):
     make_likelihood(**arguments).train()
     names = [path.name for path in sorted((tmp_path / "run" / "samples").iterdir())]
     assert names == [f"{kind}_epoch_{epoch}.png" for kind in ("completions", "samples") for epoch in ("000", "001")]
+
+
+def test_learned_spans_are_trained_and_do_not_decay(blocks, tmp_path):
+    torch.manual_seed(0)
+    config = LocalTransformerConfig(window=8, attention_span="adaptive", span_ramp=2, span_weight=0.5, **SIZES)
+    model = LocalTransformerForCausalLM(config)
+    arguments = LatentTrainingArguments(
+        output_dir=str(tmp_path / "run"),
+        max_steps=60,
+        learning_rate=2e-2,
+        weight_decay=0.1,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = LikelihoodTrainer(model, arguments, train_dataset=blocks[0], processing_class=ByteTokenizer())
+    spans = [name for name, _ in model.named_parameters() if name.endswith(".share")]
+    assert len(spans) == 1
+    assert not set(spans) & set(trainer.get_decay_parameter_names(model))
+    trainer.train()
+    assert all((parameter < 1).all() for name, parameter in model.named_parameters() if name in spans)

@@ -17,6 +17,7 @@ from hf_latentgen.data import dataset_from_arrays
 from hf_latentgen.evaluation.checkpoints import load_checkpoint
 from hf_latentgen.evaluation.clusters import classification_error
 from hf_latentgen.evaluation.text import count_bytes, token_nats
+from hf_latentgen.training import recipes
 from hf_latentgen.training.recipes import load_recipe, train_recipe
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
@@ -371,3 +372,28 @@ def test_trackio_keeps_its_log_on_disk(tiny, tmp_path, monkeypatch):
     pytest.importorskip("trackio")
     train_recipe(load_recipe(tiny, ["training.report_to=trackio"]), tmp_path / "run")
     assert list((tmp_path / "trackio").glob("*.db"))
+
+
+def test_a_strategy_can_be_no(tiny):
+    recipe = load_recipe(tiny, ["training.save_strategy=no", "training.eval_strategy=no"])
+    assert recipe.training["save_strategy"] == recipe.training["eval_strategy"] == "no"
+
+
+def test_streamed_texts_are_streamed_in_both_splits(tmp_path, monkeypatch):
+    (tmp_path / "texts").mkdir()
+    for split in ("train", "validation"):
+        (tmp_path / "texts" / f"{split}.txt").write_text("To be, or not to be. " * 40)
+    calls = []
+    monkeypatch.setattr(
+        recipes, "load_text", lambda *words, **options: calls.append((*words, options)) or load_text(*words, **options)
+    )
+    path = tmp_path / "text.yaml"
+    path.write_text(
+        f"dataset: {{name: {tmp_path / 'texts'}, streaming: true, block_size: 32}}\n"
+        "model: {model_type: latentgen_local_transformer, hidden_size: 16, intermediate_size: 24, "
+        "num_hidden_layers: 1, num_attention_heads: 2, window: 8}\n"
+        "training: {max_steps: 2, per_device_train_batch_size: 4, save_strategy: no, disable_tqdm: true}\n"
+    )
+    folder = train_recipe(load_recipe(path), tmp_path / "run")
+    assert [(split, options["streaming"]) for _, split, options in calls] == [("train", True), ("validation", True)]
+    assert (folder / "model.safetensors").is_file()

@@ -111,7 +111,7 @@ class LocalTransformerConfig(PreTrainedConfig):
     @property
     def head_dim(self) -> int:
         """Size of a head."""
-        return self.hidden_size // self.num_attention_heads
+        return self.hidden_size // max(self.num_attention_heads, 1)
 
     def validate_model_type(self):
         """Raises `ValueError` if the fields were read from the configuration of another model."""

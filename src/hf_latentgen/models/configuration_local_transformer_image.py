@@ -35,11 +35,18 @@ class LocalTransformerImageConfig(LocalTransformerConfig):
     use_cache: bool = False
 
     def __post_init__(self, **kwargs):
-        self.window = max(self.window_rows * self.row_length, 2)
-        # Each context has its own embedding of each level, and of what lies outside of the image.
-        self.vocab_size = (1 + len(self.neighbors)) * (self.num_levels + 1)
+        for field, value in self._derived.items():
+            if getattr(self, field) == getattr(type(self), field):
+                setattr(self, field, value)
         self.pad_token_id = self.bos_token_id = self.eos_token_id = None
         super().__post_init__(**kwargs)
+
+    @property
+    def _derived(self) -> dict[str, int]:
+        """Fields of the transformer that follow from those of the image."""
+        # Each context has its own embedding of each level, and of what lies outside of the image.
+        vocab_size = (1 + len(self.neighbors)) * (self.num_levels + 1)
+        return {"window": max(self.window_rows * self.row_length, 2), "vocab_size": vocab_size}
 
     @property
     def neighbors(self) -> list[tuple[int, int]]:
@@ -65,3 +72,8 @@ class LocalTransformerImageConfig(LocalTransformerConfig):
         require(2 <= self.num_levels <= 256, "num_levels", self.num_levels, "2 to 256")
         require(self.window_rows >= 1, "window_rows", self.window_rows, "at least 1")
         require(self.context_radius >= 1, "context_radius", self.context_radius, "at least 1")
+        self.validate_model_type()
+        for field, value in self._derived.items():
+            # A trimmed model has the widest window of its layers.
+            follows = getattr(self, field) == value or (field == "window" and self.layer_windows is not None)
+            require(follows, field, getattr(self, field), f"{value}, which follows from the fields of the image")

@@ -221,9 +221,9 @@ def banded_attention(
     queries = F.pad(query, (0, 0, 0, tail)).flatten(0, 1).unflatten(1, (blocks, block))
     ends = (0, 0, reach - past, tail + (0 if is_causal else reach))
     keys, values = (F.pad(states, ends).flatten(0, 1).unfold(1, view, block).mT for states in (key, value))
-    # A mask that all examples share has no axis for them.
+    # A mask that all examples share serves as it is. The fused kernel of a CPU takes masks of two or four axes.
     if bias is None and visible.shape[0] == 1:
-        mask = visible[0]
+        mask = visible
     else:
         mask = visible.unsqueeze(1)
         if bias is not None:
@@ -300,7 +300,15 @@ def local_attention_forward(
     scaling: float | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """Attention for transformers' interface: [B, N, H, D], and no weights."""
+    """Attention for transformers' interface: [B, N, H, D], and no weights.
+
+    Raises:
+        ValueError: the model has attention sinks or caps its scores, which the kernels do not know.
+    """
+    for name in ("s_aux", "softcap"):
+        if kwargs.get(name) is not None:
+            allowed = "None for the attention of this name; load the model with attn_implementation='eager'"
+            raise ValueError(f"{name} of {type(module).__name__} must be {allowed}")
     if attention_mask is None or attention_mask.dim() != 5:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs

@@ -163,13 +163,13 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         """
         self._check_images(pixel_values)
         if labels is None and self.num_sample_classes:
-            odds = torch.ones(self.num_sample_classes)
+            odds = torch.ones(self.num_sample_classes, device=None if generator is None else generator.device)
             drawn = torch.multinomial(odds, pixel_values.shape[0], replacement=True, generator=generator)
             labels = drawn.to(pixel_values.device)
         self._check_labels(labels, pixel_values.shape[0])
         config = self.config
-        if rows != int(rows) or not 0 <= rows <= config.image_size:
-            raise ValueError(f"rows must be a whole number in 0 ... {config.image_size}, got {rows}")
+        if rows not in range(config.image_size + 1):
+            raise ValueError(f"rows must be a whole number in 0 ... {config.image_size}, got {rows!r}")
         if output not in OUTPUTS:
             raise ValueError(f"output must be one of {OUTPUTS}, got {output!r}")
         if temperature <= 0:
@@ -248,8 +248,8 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
                 raise ValueError("labels must be None for a model without is_class_conditional")
             return
         num_classes = self.class_embedding.num_embeddings
-        if labels is None or tuple(labels.shape) != (batch_size,):
-            given = None if labels is None else list(labels.shape)
-            raise ValueError(f"labels must be classes of shape [{batch_size}], got {given}")
+        if not isinstance(labels, Tensor) or labels.is_floating_point() or tuple(labels.shape) != (batch_size,):
+            given = (labels.dtype, list(labels.shape)) if isinstance(labels, Tensor) else type(labels).__name__
+            raise ValueError(f"labels must be a tensor of whole numbers of shape [{batch_size}], got {given}")
         if not torch.compiler.is_compiling() and ((labels < 0) | (labels >= num_classes)).any():
             raise ValueError(f"labels must be in 0 ... {num_classes - 1}, got {labels.tolist()}")

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import nn
 from transformers import EvalPrediction, PreTrainedModel
 
 from hf_latentgen.evaluation.text import count_bytes, token_nats
@@ -30,6 +31,10 @@ class LikelihoodTrainer(LatentTrainer):
     def score(self) -> str:
         """Name of the score: nats over ln 2 and the number of dimensions, or of bytes."""
         return "bits_per_byte" if self._reads_text else "bits_per_dim"
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Names of the weights that decay: not the learned spans, which have a price of their own."""
+        return [name for name in super().get_decay_parameter_names(model) if name.split(".")[-1] != "share"]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The objective, in bits per dimension or nats per id, and the model's output when asked for. Scalar."""

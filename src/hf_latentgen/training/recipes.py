@@ -123,6 +123,10 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         if not isinstance(section, kind):
             raise ValueError(f"{name} in {path} must be a {kind.__name__}, got {section!r}")
     model_type = sections["model"].setdefault("model_type", "latentgen_vae")
+    # YAML reads the word no as false.
+    for key, value in sections["training"].items():
+        if key.endswith("_strategy") and value is False:
+            sections["training"][key] = "no"
     recipe = Recipe(path, list(overrides or []), **sections)
     if recipe.is_prior:
         known, dataset_keys = PRIOR_KEYS, ("name",)
@@ -288,7 +292,7 @@ def _token_blocks(
     name, block_size = recipe.dataset["name"], recipe.dataset.get("block_size", BLOCK_SIZE)
     streaming = recipe.dataset.get("streaming", False)
     training = load_text(name, "train", data_dir=data_dir, streaming=streaming)
-    validation = TokenBlocksDataset(load_text(name, "validation", data_dir=data_dir), block_size)
+    validation = TokenBlocksDataset(load_text(name, "validation", data_dir=data_dir, streaming=streaming), block_size)
     if isinstance(training, Dataset):
         return TokenBlocksDataset(training, block_size), validation
     blocks = stream_token_blocks(training, block_size)
