@@ -12,6 +12,7 @@ Prints tables and the targets, writes `attention.json` beside this and draws `at
 """
 
 import argparse
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -41,6 +42,8 @@ ANY_WINDOW = (FULL, DENSE)
 # A forward pass multiplies two pairs of matrices, a backward pass five, the scores once more among them.
 WORK_OF_BOTH = 3.5
 LONGEST_CHECKED = 2048
+# No window divides it.
+ERROR_LENGTH = 1001
 # The same in each panel, also where one is missing.
 COLORS = {
     **{OURS: "black", COPIED: "tab:blue", PACKAGE: "tab:orange", FLEX: "tab:green"},
@@ -179,6 +182,27 @@ def measure_multiplication() -> dict[str, float]:
     return {"flops_per_second": 2 * size**3 / min(seconds)}
 
 
+def measure_errors() -> dict[str, dict[str, float]]:
+    """Largest float32 differences from the float64 reference, of outputs and of gradients, of ours and of SDPA."""
+    generator = torch.Generator().manual_seed(42)
+    *states, gradient = (torch.randn(1, HEADS, ERROR_LENGTH, HEAD_DIM, generator=generator) for _ in range(4))
+    errors: dict[str, dict[str, float]] = {}
+    for name in (OURS, DENSE):
+        errors[name] = {"outputs": 0.0, "gradients": 0.0}
+        for window in WINDOWS:
+            results = []
+            for dtype in (torch.float32, torch.float64):
+                inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in states]
+                is_exact = dtype == torch.float64
+                attend = CONTESTANTS[name](ERROR_LENGTH, window)
+                output = local_attention_reference(*inputs, window) if is_exact else attend(*inputs)
+                results.append([output, *torch.autograd.grad(output, inputs, gradient.to(dtype))])
+            differences = [(one - other).abs().max().item() for one, other in zip(*results, strict=True)]
+            errors[name]["outputs"] = max(errors[name]["outputs"], differences[0])
+            errors[name]["gradients"] = max(errors[name]["gradients"], *differences[1:])
+    return errors
+
+
 def reason_to_skip(name: str, length: int, direction: str) -> str | None:
     """Why a measurement cannot be made or would take too long or too much memory, or None."""
     if name == PACKAGE and importlib.util.find_spec("local_attention") is None:
@@ -274,6 +298,8 @@ def print_tables(record: dict) -> None:
                     memory = "" if peak is None else f" ({peak / 1e6:,.0f})"
                     line += f"{'-' if seconds is None else f'{seconds * 1e3:,.1f}{memory}':>16}"
                 print(line)
+    for name, errors in record["errors"].items():
+        print(f"\nfloat32 errors of {name}: outputs {errors['outputs']:.1e}, gradients {errors['gradients']:.1e}")
     print(f"\n{f'targets: window 256, {BOTH}':<52}{'measured':>10}   target")
     for one in record["targets"]:
         verdict = {None: "not measured", True: "reached", False: "missed"}[one["reached"]]
@@ -330,8 +356,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.measure is not None:
-        name, length, window, direction = arguments.measure or [""] * 4
-        result = measure(name, int(length), int(window), direction) if name else measure_multiplication()
+        if len(arguments.measure) == 4:
+            name, length, window, direction = arguments.measure
+            result = measure(name, int(length), int(window), direction)
+        else:
+            result = measure_multiplication() | {"errors": measure_errors()}
         print(json.dumps(result))
         return
     if arguments.draw:
@@ -351,6 +380,8 @@ def main() -> None:
         record["measurements"] = [one for one in kept if one["contestant"] in others] + measured
         record["targets"] = targets(record)
         record |= {"hardware": hardware(), "versions": versions()}
+        if importlib.util.find_spec("local_attention") is not None:
+            record["versions"][PACKAGE] = importlib.metadata.version(PACKAGE)
         arguments.output.write_text(json.dumps(record, indent=2) + "\n")
     print_tables(record)
     draw(record, arguments.output.with_suffix(".png"))
