@@ -3,6 +3,7 @@
 The examples of the cards are run by `hub/test_cards.py`.
 """
 
+import json
 import re
 import shlex
 import subprocess
@@ -123,3 +124,25 @@ def test_examples_run_where_the_repository_is_and_write_elsewhere(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "ZeroDivisionError" in run_example("1 / 0", folder, empty).stderr
+
+
+def test_the_numbers_of_the_attention_are_those_of_its_record():
+    record = json.loads((REPOSITORY / "benchmarks" / "attention.json").read_text())
+    text = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").split())
+    seconds = {
+        (one["contestant"], one["length"]): one["seconds"]
+        for one in record["measurements"]
+        if one["direction"] == "forward+backward" and one["window"] in (256, None) and "seconds" in one
+    }
+    ours = seconds["ours", 16_384]
+    assert f"| `local_attention` | {ours:.2f} | 1 |" in text
+    for contestant in ("copied blocks", "local-attention", "full causal SDPA", "SDPA, dense mask"):
+        taken = seconds[contestant, 16_384]
+        shown = f"{taken:.1f}" if taken > 10 else f"{taken:.2f}"
+        assert f"| {shown} | {taken / ours:.1f} |" in text, contestant
+    longest = seconds["ours", 65_536]
+    assert f"65,536 tokens take {longest:.2f} s, {longest / seconds['ours', 32_768]:.1f} times as long" in text
+    errors = record["errors"]["ours"]
+    assert f"within {errors['outputs']:.1e}".replace("e-0", "e-") in text
+    assert f"within {errors['gradients']:.1e}".replace("e-0", "e-") in text
+    assert f"package local-attention {record['versions']['local-attention']} |" in text
