@@ -281,6 +281,8 @@ def test_scale():
         ({"window": 0}, "window must be an integer of at least 1, got 0"),
         ({"window": 2.5}, "window must be an integer of at least 1, got 2.5"),
         ({"window": True}, "window must be an integer of at least 1, got True"),
+        ({"query": torch.zeros(2, 10, 8)}, r"query must have shape \[B, heads, 1 or more, D\], got \[2, 10, 8\]"),
+        ({"query": torch.zeros(2, 4, 0, 8)}, r"query must have shape .* got \[2, 4, 0, 8\]"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"key": torch.zeros(2, 3, 10, 8)}, r"key must have shape \[2, a divisor of 4, 10 or more, 8\], got"),
         ({"key": torch.zeros(2, 2, 9, 8)}, r"key must have shape .* got \[2, 2, 9, 8\]"),

@@ -97,6 +97,7 @@ def test_a_window_that_is_no_integer_is_refused():
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
+        ({"input_ids": torch.zeros(1, 0).long()}, r"input_ids must hold at least one id, got shape \[1, 0\]"),
         ({"input_ids": torch.tensor([[3, 40]])}, r"input_ids must be ids in 0 \.\.\. 39, got values from 3 to 40"),
         ({"input_ids": torch.tensor([[3, -1]])}, r"input_ids must be ids in 0 \.\.\. 39, got values from -1 to 3"),
         ({}, "give exactly one of input_ids and inputs_embeds"),

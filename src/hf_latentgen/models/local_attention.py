@@ -338,6 +338,9 @@ def _check(
         raise ValueError(f"window must be an integer of at least 1, got {window!r}")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+    for name, states in (("query", query), ("key", key), ("value", value)):
+        if states.dim() != 4 or states.shape[2] == 0:
+            raise ValueError(f"{name} must have shape [B, heads, 1 or more, D], got {list(states.shape)}")
     batch, heads, num_queries, dim = query.shape
     if key.shape[0] != batch or key.shape[-1] != dim or key.shape[2] < num_queries or heads % key.shape[1]:
         allowed = f"[{batch}, a divisor of {heads}, {num_queries} or more, {dim}]"

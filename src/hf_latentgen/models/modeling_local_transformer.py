@@ -333,8 +333,10 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
 
     def _check_ids(self, input_ids: Tensor) -> None:
         # A compiled graph cannot stop on a value.
-        if torch.compiler.is_compiling() or input_ids.numel() == 0:
+        if torch.compiler.is_compiling():
             return
+        if input_ids.numel() == 0:
+            raise ValueError(f"input_ids must hold at least one id, got shape {list(input_ids.shape)}")
         low, high = (value.item() for value in input_ids.aminmax())
         if low < 0 or high >= self.config.vocab_size:
             allowed = f"ids in 0 ... {self.config.vocab_size - 1}"
