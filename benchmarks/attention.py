@@ -195,7 +195,7 @@ def measure_errors() -> dict[str, dict[str, float]]:
                 inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in states]
                 is_exact = dtype == torch.float64
                 attend = CONTESTANTS[name](ERROR_LENGTH, window)
-                output = local_attention_reference(*inputs, window) if is_exact else attend(*inputs)
+                output = local_attention_reference(*inputs, window=window) if is_exact else attend(*inputs)
                 results.append([output, *torch.autograd.grad(output, inputs, gradient.to(dtype))])
             differences = [(one - other).abs().max().item() for one, other in zip(*results, strict=True)]
             errors[name]["outputs"] = max(errors[name]["outputs"], differences[0])
