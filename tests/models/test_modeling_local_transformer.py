@@ -289,6 +289,19 @@ def test_tied_weights_are_one_tensor_and_embeddings_can_be_resized(tmp_path):
     assert untied.lm_head.weight is not untied.model.embed_tokens.weight
 
 
+# Learned spans, and windows of each head, export for one length.
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_an_export_runs_on_any_length(variant):
+    model = build(**VARIANTS[variant], use_cache=False)
+    dynamic = {"input_ids": {1: torch.export.Dim("length", min=2, max=4096)}}
+    exported = torch.export.export(model, (), {"input_ids": ids(1, 150)}, dynamic_shapes=dynamic).module()
+    for length in (5, 64, 65, 128, 300):
+        tokens = ids(1, length)
+        torch.testing.assert_close(exported(input_ids=tokens).logits, model(input_ids=tokens).logits)
+
+
 @torch.no_grad()
 def test_embeddings_instead_of_ids():
     model = build()

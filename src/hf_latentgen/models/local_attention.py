@@ -250,7 +250,7 @@ def local_attention_mask(
     Its five axes tell `local_attention_forward` that it is banded. On a CPU, where looking at it does not wait for a
     device, a mask that hides what is outside of the window and nothing else, no padding and no other document of a
     packed sequence, becomes one row that stands for all: ones [1, 1, 1, 1, view]. Layers without a window, short
-    inputs, decoding steps and static caches get transformers' own mask.
+    inputs, decoding steps, static caches and an exported program of any length get transformers' own mask.
     """
     if attention_mask is not None and attention_mask.dim() == 5:
         return attention_mask
@@ -258,7 +258,9 @@ def local_attention_mask(
     # An encoder's window of transformers is the reach on either side, without the query itself.
     is_causal = "allow_is_bidirectional_skip" not in kwargs
     window = None if local_size is None else local_size + (0 if is_causal else 1)
-    is_banded = window is not None and q_length > window > past >= 0
+    # An export for any length cannot hold the number of blocks.
+    is_known = not isinstance(q_length, torch.SymInt)
+    is_banded = is_known and window is not None and q_length > window > past >= 0
     aligned = not isinstance(q_offset, Tensor) and q_offset + q_length == kv_offset + kv_length
     if window is None or not is_banded or not aligned or kwargs.get("use_vmap"):
         return sdpa_mask(
