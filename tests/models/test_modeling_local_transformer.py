@@ -1,8 +1,8 @@
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, pipeline
-from transformers.cache_utils import DynamicCache
+from transformers import AutoModel, AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, pipeline
+from transformers.cache_utils import DynamicCache, StaticCache
 
 from hf_latentgen import ByteTokenizer, LocalTransformerConfig, LocalTransformerForCausalLM, LocalTransformerModel
 from modeling_common import CommonModelTests, perturb
@@ -180,6 +180,13 @@ def test_cached_equals_uncached_and_the_cache_stays_small(variant, length):
             assert layer.keys.shape[2] <= model.config.window
 
 
+def test_a_static_cache_of_a_window_is_no_longer_than_it():
+    model = build(**VARIANTS["mixed, grouped, untied"])
+    cache = StaticCache(config=model.config, max_cache_len=40)
+    model.generate(ids(2, 20), past_key_values=cache, max_new_tokens=15, do_sample=False, disable_compile=True)
+    assert [layer.keys.shape[2] for layer in cache.layers] == [8, 40]
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
     "options",
@@ -287,6 +294,16 @@ def test_tied_weights_are_one_tensor_and_embeddings_can_be_resized(tmp_path):
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
     untied = build(tie_word_embeddings=False)
     assert untied.lm_head.weight is not untied.model.embed_tokens.weight
+
+
+@torch.no_grad()
+def test_the_auto_class_loads_the_model_without_its_head(tmp_path):
+    model = build(tie_word_embeddings=False)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert type(loaded) is LocalTransformerModel
+    states = loaded(input_ids=ids(2, 20)).last_hidden_state
+    assert torch.equal(model.lm_head(states), model(input_ids=ids(2, 20)).logits)
 
 
 # Learned spans, and windows of each head, export for one length.

@@ -137,12 +137,13 @@ def test_scores_are_exact_and_count_every_dimension(variant):
     torch.testing.assert_close(output.loss, scores.mean())
 
 
+@pytest.mark.parametrize(("num_levels", "bits"), [(2, 1.0), (16, 4.0), (256, 8.0)])
 @torch.no_grad()
-def test_zero_weights_give_every_level_the_same_probability():
-    model = build(num_levels=16)
+def test_zero_weights_give_every_level_the_same_probability(num_levels, bits):
+    model = build(num_levels=num_levels)
     for parameter in model.parameters():
         parameter.zero_()
-    torch.testing.assert_close(model.bits_per_dim(images_of(model.config)), torch.full((3,), 4.0))
+    torch.testing.assert_close(model.bits_per_dim(images_of(model.config)), torch.full((3,), bits))
 
 
 @torch.no_grad()

@@ -158,6 +158,21 @@ def test_every_local_recipe_trains_saves_loads_and_scores_the_same(path, two_ste
     assert score == pytest.approx(evaluation[expected], rel=1e-5)
 
 
+def test_a_class_conditional_transformer_is_trained_and_scored_with_labels(tmp_path):
+    path = next(path for path in LOCAL_RECIPES if path.stem == "local_digits")
+    words = ["model.is_class_conditional=true", "model.num_labels=10", "training.max_steps=2"]
+    words += ["training.eval_strategy=steps", "training.eval_steps=2", "training.per_device_eval_batch_size=200"]
+    folder = train_recipe(load_recipe(path, words), tmp_path / "run")
+    (evaluation,) = json.loads((folder / "run.json").read_text())["history"]
+    model, processor = load_checkpoint(folder)
+    dataset = LevelsDataset(load_images("digits", "validation"), processor, with_labels=True)
+    scores = [
+        model.bits_per_dim(dataset.levels, labels=labels).mean() for labels in (dataset.labels, 9 - dataset.labels)
+    ]
+    assert scores[0].item() == pytest.approx(evaluation["eval_bits_per_dim"], rel=1e-5)
+    assert scores[0] != scores[1]
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 def test_every_recipe_names_a_seed_and_draws_pictures_before_and_after(path):
     recipe = load_recipe(path)
