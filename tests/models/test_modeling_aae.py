@@ -301,6 +301,50 @@ def test_noise_of_training_comes_from_the_generator(levels, noise):
 
 
 @torch.no_grad()
+def test_views_are_shifted_by_whole_pixels_each_by_its_own_draw(levels):
+    model = make_model(input_shift=2)
+    assert model._view(levels, seeded()) is levels
+    views = model.train()._view(levels, seeded())
+    framed = F.pad(levels, (2, 2, 2, 2))
+    seen = set()
+    for view, image in zip(views, framed, strict=True):
+        (found,) = {
+            (row, column)
+            for row in range(5)
+            for column in range(5)
+            if torch.equal(image[:, row : row + 8, column : column + 8], view)
+        }
+        seen.add(found)
+    assert len(seen) > 1
+    assert torch.equal(model._view(levels, seeded()), views)
+    # The decoder has to give the image, not the view.
+    output = model(levels, generator=seeded())
+    expected = (output.decoded - model._scaled(levels)).square().flatten(1).mean(1)
+    torch.testing.assert_close(output.reconstruction_loss, expected)
+    assert not torch.equal(output.latents, model.eval()(levels).latents)
+
+
+@torch.no_grad()
+def test_views_are_mapped_affinely_about_the_middle():
+    torch.manual_seed(0)
+    ramp = torch.arange(8.0).view(1, 1, 1, 8).expand(40, 1, 8, 8)
+    model = make_model(input_affine_std=0.1).train()
+    middle = model._view(ramp, seeded())[:, 0, 2:6, 2:6]
+    # An affine map of a plane is a plane, with the value of the middle where it was.
+    torch.testing.assert_close(middle.mean((1, 2)), torch.full((40,), 3.5))
+    along, across = middle.diff(dim=2), middle.diff(dim=1)
+    for slopes, expected in ((along, 1.0), (across, 0.0)):
+        torch.testing.assert_close(slopes, slopes.mean((1, 2), keepdim=True).expand_as(slopes))
+        slopes = slopes.mean((1, 2))
+        assert slopes.mean().item() == pytest.approx(expected, abs=0.06)
+        assert slopes.std().item() == pytest.approx(0.1, abs=0.04)
+    # What comes in from outside is black.
+    far = make_model(input_affine_std=3.0).train()._view(torch.full((40, 1, 8, 8), 3), seeded())
+    assert far.min() == 0
+    assert far.max() <= 3 + 1e-5
+
+
+@torch.no_grad()
 def test_gaussian_posterior_is_sampled_and_a_point_mass_is_not(levels):
     point, gaussian = make_model(), make_model(posterior="gaussian")
     assert isinstance(point.encode(levels), PointMass)

@@ -9,6 +9,8 @@ from transformers import AutoModelForImageClassification, pipeline
 
 from hf_latentgen import AAEConfig, AAEForImageClassification, AAEModel, LevelsImageProcessor
 from hf_latentgen.models.distributions import OneHot
+from hf_latentgen.models.modeling_aae import AAEOutput
+from hf_latentgen.models.modeling_aae_classification import symmetric_cross_entropy
 from modeling_common import CommonModelTests, perturb, tensors
 
 ARCHITECTURES = {
@@ -24,6 +26,8 @@ VARIANTS = {
     | {"reconstruction": "categorical", "posterior": "gaussian"},
     "mlp-batch-norm": ARCHITECTURES["mlp"] | {"class_batch_norm": True},
     "mlp-clusters": ARCHITECTURES["mlp"] | {"num_clusters": 6, "cluster_labels": (0, 3, 1, 1, 2, 0)},
+    "course-two-views": ARCHITECTURES["course"]
+    | {"num_clusters": 6, "consistency_weight": 0.1, "input_affine_std": 0.01, "class_batch_norm": True},
 }
 
 
@@ -318,3 +322,40 @@ def test_pipeline_of_a_saved_classifier_names_the_most_likely_class(tmp_path):
     assert [answer[0]["label"] for answer in answers] == expected
     found = [answer[0]["score"] for answer in answers]
     assert found == pytest.approx(logits.softmax(1).amax(1).tolist(), rel=1e-5)
+
+
+def test_symmetric_cross_entropy_is_that_of_the_probabilities():
+    first, second = torch.randn(2, 5, 3, dtype=torch.float64)
+    expected = torch.zeros(5, dtype=torch.float64)
+    for one, other in ((first.softmax(1), second.softmax(1)), (second.softmax(1), first.softmax(1))):
+        expected -= (one * other.log()).sum(1) / 2
+    torch.testing.assert_close(symmetric_cross_entropy(first, second), expected)
+    sure = torch.tensor([[40.0, 0, 0]])
+    assert symmetric_cross_entropy(sure, sure).item() == pytest.approx(0, abs=1e-6)
+    assert symmetric_cross_entropy(sure, sure.roll(1, 1)).item() == pytest.approx(40)
+
+
+def test_codes_of_two_views_are_drawn_to_each_other(levels):
+    fields = {"num_clusters": 6, "input_shift": 2, "input_affine_std": 0.2, "input_noise_std": 0.3}
+    model = make_model(consistency_weight=0.7, **fields)
+    alone = make_model(**fields)
+    alone.load_state_dict(model.state_dict())
+    assert model(levels).consistency_loss is None
+    output = model.train()(levels, generator=seeded())
+    generator = seeded()
+    views = [model._view(levels, generator) for _ in range(2)]
+    logits = model._encode_both(*views, generator=generator)[0].chunk(2)
+    torch.testing.assert_close(output.logits, logits[0])
+    torch.testing.assert_close(output.consistency_loss, symmetric_cross_entropy(*logits))
+    # The first view is what is decoded and judged; the objective has the weighted sum of both.
+    rest = model._objective(AAEOutput(**{**output, "consistency_loss": None}))
+    torch.testing.assert_close(output.loss, rest + 0.7 * output.consistency_loss.mean())
+    assert alone.train()(levels, generator=seeded()).consistency_loss is None
+    output.consistency_loss.mean().backward()
+    assert next(model.encoder.parameters()).grad.abs().max() > 0
+
+
+def test_one_image_has_no_batch_statistics_though_it_has_two_views(levels):
+    model = make_model(num_clusters=6, consistency_weight=0.1, class_batch_norm=True).train()
+    with pytest.raises(ValueError, match="pixel_values must hold at least 2 images in training with class_batch_norm"):
+        model(levels[:1])

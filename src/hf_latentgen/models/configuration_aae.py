@@ -35,6 +35,13 @@ class AAEConfig(ImageAutoencoderConfig):
         input_shift (`int`, defaults to 0):
             the encoder sees each image shifted by up to this many pixels in both directions in training, black coming
             in; the decoder learns to put it back.
+        input_affine_std (`float`, defaults to 0.0):
+            the encoder sees each image through its own affine map of the plane in training: Gaussian noise of this
+            standard deviation on the four coefficients of the identity, so that images are turned, sheared and scaled
+            a little; the decoder learns to undo it.
+        consistency_weight (`float`, defaults to 0.0):
+            weight of the cross-entropy between the class codes of two views of each image, shifted, mapped and
+            disturbed on their own in training (classifier only).
         supervised_weight (`float`, defaults to 1.0): weight of the cross-entropy of labelled images (classifier only).
         class_batch_norm (`bool`, defaults to `False`):
             the logits of the class code are normalised over the batch, so that no class can win or lose all images
@@ -59,6 +66,8 @@ class AAEConfig(ImageAutoencoderConfig):
     discriminator_noise_std: float | int = 0.0
     input_noise_std: float | int = 0.0
     input_shift: int = 0
+    input_affine_std: float | int = 0.0
+    consistency_weight: float | int = 0.0
     supervised_weight: float | int = 1.0
     class_batch_norm: bool = False
     num_clusters: int | None = None
@@ -79,6 +88,8 @@ class AAEConfig(ImageAutoencoderConfig):
         for field, value in (
             ("discriminator_noise_std", self.discriminator_noise_std),
             ("input_noise_std", self.input_noise_std),
+            ("input_affine_std", self.input_affine_std),
+            ("consistency_weight", self.consistency_weight),
             ("supervised_weight", self.supervised_weight),
         ):
             require(0 <= value < float("inf"), field, value, "at least 0 and finite")

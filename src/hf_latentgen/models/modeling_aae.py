@@ -42,6 +42,7 @@ class AAEOutput(ModelOutput):
         fake_loss: `-log(1 - D(code))` of each image in nats, summed over the discriminators. [B].
         discriminator_accuracy: share of the two decisions, over the discriminators, that are right. [B].
         supervised_loss: cross-entropy of each image in nats, 0 where unlabelled. [B].
+        consistency_loss: cross-entropy in nats between the class codes of two views of each image. [B].
         logits: unnormalised log probabilities of the classes. [B, num_labels], or of clusters without names.
         latents: the codes that were decoded. [B, L].
         decoded: the decoder's output: values in [-1, 1] [B, C, H, W], or logits [B, num_levels, C, H, W].
@@ -55,6 +56,7 @@ class AAEOutput(ModelOutput):
     fake_loss: Tensor | None = None
     discriminator_accuracy: Tensor | None = None
     supervised_loss: Tensor | None = None
+    consistency_loss: Tensor | None = None
     logits: Tensor | None = None
     latents: Tensor | None = None
     decoded: Tensor | None = None
@@ -144,7 +146,7 @@ class AAEModel(ImageAutoencoderModel):
         self._check_levels(pixel_values)
         # Not len(), which torch.export takes for a constant.
         self._check_labels(labels, pixel_values.shape[0])
-        posterior = self._posterior(self._encode(self._shifted(pixel_values), generator))
+        posterior = self._posterior(self._encode(self._view(pixel_values, generator), generator))
         latents = posterior.sample(generator) if self._stochastic(sample_posterior) else posterior.mean
         output = self._decoded_output(pixel_values, latents)
         adversary = Adversary(latents, self.discriminator, self.prior, labels if self.config.labelled_prior else None)
@@ -236,17 +238,23 @@ class AAEModel(ImageAutoencoderModel):
         (features,) = self.encoder(images)
         return self.encoder.posterior(0, features, None).float()
 
-    def _shifted(self, pixel_values: Tensor) -> Tensor:
-        """Images shifted by whole pixels, each by its own draw, while training. [B, C, H, W]."""
-        most = self.config.input_shift
-        if not self.training or most == 0:
-            return pixel_values
-        size, device = self.config.image_size, pixel_values.device
-        padded = F.pad(pixel_values, (most,) * 4)
-        starts = torch.randint(2 * most + 1, (2, len(pixel_values), 1), device=device)
-        rows, columns = starts + torch.arange(size, device=device)
-        batch = torch.arange(len(pixel_values), device=device).view(-1, 1, 1)
-        return padded.movedim(1, -1)[batch, rows.unsqueeze(2), columns.unsqueeze(1)].movedim(-1, 1)
+    def _view(self, pixel_values: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Images shifted by whole pixels and mapped affinely, each by its own draw, while training. [B, C, H, W]."""
+        most, std = self.config.input_shift, self.config.input_affine_std
+        batch_size, device = pixel_values.shape[0], pixel_values.device
+        if self.training and most > 0:
+            padded = F.pad(pixel_values, (most,) * 4)
+            drawn_on = device if generator is None else generator.device
+            starts = torch.randint(2 * most + 1, (2, batch_size, 1), generator=generator, device=drawn_on)
+            rows, columns = starts.to(device) + torch.arange(self.config.image_size, device=device)
+            batch = torch.arange(batch_size, device=device).view(-1, 1, 1)
+            pixel_values = padded.movedim(1, -1)[batch, rows.unsqueeze(2), columns.unsqueeze(1)].movedim(-1, 1)
+        if self.training and std > 0:
+            maps = torch.eye(2, 3, device=device).repeat(batch_size, 1, 1)
+            maps[:, :, :2] += std * standard_normal((batch_size, 2, 2), maps, generator)
+            grid = F.affine_grid(maps, list(pixel_values.shape), align_corners=False)
+            pixel_values = F.grid_sample(pixel_values.to(grid.dtype), grid, align_corners=False)
+        return pixel_values
 
     def _posterior(self, parameters: Tensor) -> DiagonalGaussian | PointMass:
         if self.config.posterior == "gaussian":

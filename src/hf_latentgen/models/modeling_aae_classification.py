@@ -19,8 +19,11 @@ class AAEForImageClassification(AAEModel):
     The encoder gives the probabilities of the classes y and a style z; the decoder reads both. One discriminator drives
     y to the corners of the simplex, all equally likely, the other drives z to its prior. Images with a label add their
     cross-entropy. Without any labels and with `num_clusters` the classes are clusters, which get their names later.
+    With `consistency_weight` the class codes of two views of an image are drawn to each other, which is not in the
+    paper: what is left for them to tell apart is what turning, shearing and shifting do not change.
 
-    Source: Makhzani et al. (2015), sections 5 and 6.
+    Source: Makhzani et al. (2015), sections 5 and 6; for two views Hu et al. (2017), Learning Discrete Representations
+    via Information Maximizing Self-Augmented Training, and Ji et al. (2019), Invariant Information Clustering.
     """
 
     hub_task = "image-classification"
@@ -63,7 +66,12 @@ class AAEForImageClassification(AAEModel):
             raise ValueError(
                 f"labels must be None with num_clusters={self.config.num_clusters}: clusters have no labels"
             )
-        code_logits, parameters = self._encode_both(self._shifted(pixel_values), generator)
+        views = [self._view(pixel_values, generator)]
+        if self.training and self.config.consistency_weight > 0:
+            views.append(self._view(pixel_values, generator))
+        batch_size = pixel_values.shape[0]
+        all_logits, all_parameters = self._encode_both(*views, generator=generator)
+        code_logits, parameters = all_logits[:batch_size], all_parameters[:batch_size]
         posterior = self._posterior(parameters)
         styles = posterior.sample(generator) if self._stochastic(sample_posterior) else posterior.mean
         classes = code_logits.softmax(1)
@@ -76,6 +84,8 @@ class AAEForImageClassification(AAEModel):
         output.logits = self._class_logits(code_logits)
         if labels is not None:
             output.supervised_loss = F.cross_entropy(code_logits, labels, ignore_index=UNLABELLED, reduction="none")
+        if len(views) == 2:
+            output.consistency_loss = symmetric_cross_entropy(code_logits, all_logits[batch_size:])
         if return_loss:
             output.loss = self._objective(output)
         return output
@@ -149,11 +159,12 @@ class AAEForImageClassification(AAEModel):
         classes = torch.eye(self.num_codes, device=self.device).repeat(num_styles, 1)
         return self.decode(torch.cat([classes, styles], 1)).draw(output, generator)
 
-    def _encode_both(self, pixel_values: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Logits of the class codes of each image [B, num_codes], and the parameters of its style."""
-        if self.training and self.config.class_batch_norm and pixel_values.shape[0] < 2:
+    def _encode_both(self, *views: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Logits of the class codes of each image [B, num_codes], and the parameters of its style, view after view."""
+        if self.training and self.config.class_batch_norm and views[0].shape[0] < 2:
             raise ValueError("pixel_values must hold at least 2 images in training with class_batch_norm, got 1")
-        code_logits, parameters = self._encode(pixel_values, generator).tensor_split([self.num_codes], 1)
+        # One pass for all views, so that they are normalised together.
+        code_logits, parameters = self._encode(torch.cat(views), generator).tensor_split([self.num_codes], 1)
         return self.code_norm(code_logits.to(self.dtype)).float(), parameters
 
     def _class_logits(self, code_logits: Tensor) -> Tensor:
@@ -170,4 +181,15 @@ class AAEForImageClassification(AAEModel):
         objective = super()._objective(output)
         if output.supervised_loss is not None:
             objective = objective + self.config.supervised_weight * output.supervised_loss.mean()
+        if output.consistency_loss is not None:
+            objective = objective + self.config.consistency_weight * output.consistency_loss.mean()
         return objective
+
+
+def symmetric_cross_entropy(first: Tensor, second: Tensor) -> Tensor:
+    """Mean of the cross-entropies of either distribution against the other, in nats, of logits [B, K]. [B].
+
+    It is least where both are the same corner of the simplex: it makes codes agree, and sure.
+    """
+    one = F.cross_entropy(second, first.softmax(1), reduction="none")
+    return (one + F.cross_entropy(first, second.softmax(1), reduction="none")) / 2
