@@ -15,6 +15,7 @@ from training_common import assert_resumed_is_straight, assert_same_checkpoint, 
 
 # Everything that draws from the random state.
 NOISY = {"posterior": "gaussian", "input_noise_std": 0.1, "discriminator_noise_std": 0.1}
+NOISY |= {"input_shift": 1, "input_affine_std": 0.1}
 FLOWER = {"prior": "flower", "labelled_prior": True}
 
 RECIPE = """
@@ -31,6 +32,8 @@ model:
   discriminator_channels: [12]
   posterior: gaussian
   input_noise_std: 0.1
+  input_affine_std: 0.1
+  consistency_weight: 0.1
 training:
   # 11 steps an epoch.
   max_steps: 14
