@@ -5,8 +5,10 @@ from PIL import Image, ImageDraw
 
 from app_common import last
 from hf_latentgen.app import inference
+from hf_latentgen.app.checkpoints import Checkpoint
 from hf_latentgen.app.figures import MAP_SIZE, PLANE_LEFT, PLANE_SIZE, PLANE_TOP, point_at
 from hf_latentgen.app.inference import ANY_CLASS
+from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 
 
 def pixels(picture):
@@ -113,6 +115,20 @@ def test_a_drawing_is_cut_out_scaled_and_centred(checkpoints):
     assert abs(int(columns[0]) - (27 - int(columns[-1]))) <= 1
     assert inference.levels_from_drawing(digits, seven())[0, 0].amax(1).min() > 0
     assert inference.levels_from_drawing(checkpoints["vae_colour"], seven()).shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize(("name", "channels"), [("aae_colour", 3), ("vae_plane", 1)])
+def test_pictures_take_the_channels_of_the_model_whatever_its_processor_was_saved_for(checkpoints, name, channels):
+    model = checkpoints[name].model
+    processor = LevelsImageProcessor(size={"height": 8, "width": 8}, num_channels=4 - channels)
+    checkpoint = Checkpoint(name, model, processor)
+    for picture in (seven(), seven().convert("L"), seven(ink="red", paper="black")):
+        for prepare in (inference.levels_from_drawing, inference.levels_from_picture):
+            levels = prepare(checkpoint, picture)
+            assert levels.shape == (1, channels, 8, 8)
+            inference.reconstruct(checkpoint, levels, 0)
+    assert (levels[0].amax((1, 2)) > 0).tolist() == ([True, False, False] if channels == 3 else [True])
+    assert checkpoint.digits.levels.shape[1] == channels
 
 
 def test_a_drawing_on_a_transparent_sheet_is_one_on_white(checkpoints):

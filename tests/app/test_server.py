@@ -115,6 +115,9 @@ def test_a_drawing_a_file_and_a_digit_are_reconstructed(client, checkpoints, ske
         assert same_picture(drawn, expected[1])
         assert same_picture(figure, expected[2])
         assert words == expected[3]
+    for given in (drawing(sketch), client_module.handle_file(str(sketch))):
+        endpoint = "/reconstruct" if isinstance(given, dict) and "composite" in given else "/reconstruct_file"
+        assert ask(client, endpoint, ["aae_colour", given, 0])[-1].startswith("**")
     seen, *_, words = ask(client, "/reconstruct_digit", ["aae", 3, 0])
     assert same_picture(seen, inference.reconstruct(checkpoints["aae"], inference.digit(checkpoints["aae"], 3), 0)[0])
     assert "mean squared error" in words
