@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -181,6 +184,16 @@ def test_files_that_are_no_pictures_or_too_large_are_refused(tmp_path):
         Image.new("1", (side, side)).save(tmp_path / "large.png")
         with pytest.raises(ValueError, match="at most 4096"):
             inference.open_picture(str(tmp_path / "large.png"))
+    chunk = b"zTXta\0\0" + zlib.compress(bytes(2**26 + 1))
+    bomb = (
+        content[:33] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + content[33:]
+    )
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    with pytest.raises(ValueError, match="^'bomb.png' is not a picture that can be read, such as PNG or JPEG.$"):
+        inference.open_picture(str(tmp_path / "bomb.png"))
+    assert inference.open_picture(content).size == (280, 280)
+    with pytest.raises(ValueError, match="^The drawing is not a picture"):
+        inference.open_picture(b"no picture")
     with pytest.raises(ValueError, match="No file"):
         inference.open_picture(None)
     assert inference.open_picture(str(tmp_path / "whole.png")).size == (280, 280)
@@ -286,7 +299,9 @@ def test_a_text_follows_the_model(checkpoints):
 def test_texts_out_of_range_are_refused(checkpoints):
     for arguments, message in (
         (("x" * 2001, 5, 1, 0), "at most 2000"),
+        ((None, 5, 1, 0), "Beginning must be a text of at most 2000 characters, got None"),
         (("x", 5, 0, 0), "Temperature must be above 0"),
+        (("x", 5, float("nan"), 0), "Temperature must be above 0, got nan"),
         (("x", 5, 1, None), "Seed must be"),
     ):
         with pytest.raises(ValueError, match=message):
