@@ -279,6 +279,26 @@ def test_parts_must_fit_together():
         make_pipe("prior").prior_latents(2.0)
 
 
+def test_options_of_diffusers_are_accepted_or_refused_in_words(tmp_path):
+    pipe = make_pipe("prior")
+    pipe.save_pretrained(tmp_path / "pipeline")
+    pipe.model.save_pretrained(tmp_path / "plain")
+    pipe.processor.save_pretrained(tmp_path / "plain")
+    load = LatentGenPipeline.from_pretrained
+    parts = {"scheduler": DDPMScheduler.from_config(pipe.scheduler.config), "denoiser": make_denoiser()}
+    other = load(tmp_path / "pipeline", scheduler=parts["scheduler"], use_safetensors=True)
+    assert other.scheduler is parts["scheduler"]
+    assert levels(other, num_inference_steps=3).shape == (1, 1, 8, 8)
+    assert load(tmp_path / "pipeline", denoiser=parts["denoiser"]).denoiser is parts["denoiser"]
+    assert load(tmp_path / "plain", **parts).scheduler is parts["scheduler"]
+    with pytest.raises(ValueError, match="denoiser and scheduler must be given together"):
+        load(tmp_path / "plain", scheduler=parts["scheduler"])
+    with pytest.raises(ValueError, match="use_safetensors must be True or None, got False: no pickle is ever read"):
+        load(tmp_path / "pipeline", use_safetensors=False)
+    with pytest.raises(ValueError, match="device_map must be None, got 'balanced': "):
+        load(tmp_path / "pipeline", device_map="balanced")
+
+
 def test_numbers_of_numpy_are_numbers_too():
     drawn = levels(make_pipe("vae"), batch_size=np.int64(2), temperature=np.float32(0.5))
     assert torch.equal(drawn, levels(make_pipe("vae"), batch_size=2, temperature=0.5))
