@@ -215,10 +215,17 @@ def test_prior_is_the_scheduler_applied_to_the_denoiser():
 
 MISTAKES = [
     ("vae", {"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+    *[
+        ("vae", {"batch_size": given}, f"^batch_size must be a whole number of at least 1, got {shown}$")
+        for given, shown in [(2.0, "2.0"), (1.5, "1.5"), (True, "True"), ("2", "'2'"), (None, "None"), ([1], r"\[1\]")]
+    ],
+    ("prior", {"batch_size": float("inf")}, "batch_size must be a whole number of at least 1, got inf"),
     ("vae", {"generator": [torch.Generator()]}, "generator must be one torch.Generator or None, got list"),
-    ("vae", {"temperature": 0}, "temperature must be above 0, got 0"),
-    ("pixels", {"temperature": -1.0}, "temperature must be above 0, got -1.0"),
-    ("vae", {"temperature": float("nan")}, "temperature must be above 0, got nan"),
+    *[
+        (family, {"temperature": given}, f"^temperature must be a number above 0 and finite, got {given!r}$")
+        for family in ("vae", "aae", "pixels", "prior")
+        for given in (0, -1.0, float("nan"), float("inf"), "1", None)
+    ],
     ("aae", {"temperature": 0.5}, "temperature must be 1 for AAEModel, got 0.5"),
     ("prior", {"temperature": 0.5}, "temperature must be 1 for latents that a denoiser draws, got 0.5"),
     ("vae", {"output_type": "jpeg"}, r"output_type must be one of \('pil', 'np', 'pt'\), got 'jpeg'"),
@@ -230,9 +237,17 @@ MISTAKES = [
     ("classes", {"class_labels": [0, -1], "batch_size": 2}, r"class_labels must be in 0 ... 9, got \[0, -1\]"),
     ("classifier", {"class_labels": [0, 1]}, r"class_labels must be a class or 1 of them, whole numbers, got \[0, 1\]"),
     ("classifier", {"class_labels": 0.5}, "whole numbers, got 0.5"),
+    ("classifier", {"class_labels": "3"}, "class_labels must be a class or 1 of them, whole numbers, got '3'"),
+    ("classes", {"class_labels": [None]}, r"class_labels must be a class or 1 of them, whole numbers, got \[None\]"),
+    ("classes", {"class_labels": [[1], [1, 2]]}, "class_labels must be a class or 1 of them, whole numbers"),
+    ("classes", {"class_labels": 2**70}, "class_labels must be a class or 1 of them, whole numbers"),
     ("vae", {"num_inference_steps": 5}, "num_inference_steps must be None without a denoiser, got 5"),
     ("prior", {"num_inference_steps": 0}, "num_inference_steps must be a whole number in 1 ... 1000, got 0"),
     ("prior", {"num_inference_steps": 1001}, "num_inference_steps must be a whole number in 1 ... 1000, got 1001"),
+    *[
+        ("prior", {"num_inference_steps": given}, f"num_inference_steps must be .* in 1 ... 1000, got {given!r}$")
+        for given in ("a", 2.0, True, float("nan"))
+    ],
     ("pixels", {"rows": 3}, "rows must be None without images to complete, got 3"),
     ("vae", {"images": "digits"}, "images can be completed by LocalTransformerForImageGeneration only, got VAEModel"),
     ("pixels", {"images": "digits", "rows": 9}, "rows must be a whole number in 0 ... 8, got 9"),
@@ -260,6 +275,33 @@ def test_parts_must_fit_together():
         LatentGenPipeline(make_model("vae"), processor, make_denoiser(4), make_scheduler())
     with pytest.raises(ValueError, match="denoiser must be there"):
         make_pipe("vae").prior_latents(2)
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1, got 2.0"):
+        make_pipe("prior").prior_latents(2.0)
+
+
+def test_options_of_diffusers_are_accepted_or_refused_in_words(tmp_path):
+    pipe = make_pipe("prior")
+    pipe.save_pretrained(tmp_path / "pipeline")
+    pipe.model.save_pretrained(tmp_path / "plain")
+    pipe.processor.save_pretrained(tmp_path / "plain")
+    load = LatentGenPipeline.from_pretrained
+    parts = {"scheduler": DDPMScheduler.from_config(pipe.scheduler.config), "denoiser": make_denoiser()}
+    other = load(tmp_path / "pipeline", scheduler=parts["scheduler"], use_safetensors=True)
+    assert other.scheduler is parts["scheduler"]
+    assert levels(other, num_inference_steps=3).shape == (1, 1, 8, 8)
+    assert load(tmp_path / "pipeline", denoiser=parts["denoiser"]).denoiser is parts["denoiser"]
+    assert load(tmp_path / "plain", **parts).scheduler is parts["scheduler"]
+    with pytest.raises(ValueError, match="denoiser and scheduler must be given together"):
+        load(tmp_path / "plain", scheduler=parts["scheduler"])
+    with pytest.raises(ValueError, match="use_safetensors must be True or None, got False: no pickle is ever read"):
+        load(tmp_path / "pipeline", use_safetensors=False)
+    with pytest.raises(ValueError, match="device_map must be None, got 'balanced': "):
+        load(tmp_path / "pipeline", device_map="balanced")
+
+
+def test_numbers_of_numpy_are_numbers_too():
+    drawn = levels(make_pipe("vae"), batch_size=np.int64(2), temperature=np.float32(0.5))
+    assert torch.equal(drawn, levels(make_pipe("vae"), batch_size=2, temperature=0.5))
 
 
 def test_checkpoints_of_other_kinds_are_refused(tmp_path):

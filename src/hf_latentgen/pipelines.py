@@ -8,7 +8,7 @@ from typing import cast
 
 import diffusers
 import torch
-from diffusers import SchedulerMixin
+from diffusers import ModelMixin, SchedulerMixin
 from huggingface_hub import CommitInfo, snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
@@ -44,6 +44,10 @@ class LatentGenPipeline(pipeline_latentgen.LatentGenPipeline):
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         torch_dtype: torch.dtype | None = None,
+        use_safetensors: bool | None = None,
+        device_map: str | dict | None = None,
+        denoiser: ModelMixin | None = None,
+        scheduler: SchedulerMixin | None = None,
     ) -> "LatentGenPipeline":
         """The pipeline in a folder or in a repository on the Hub: one that was saved, or one around a plain model.
 
@@ -56,12 +60,20 @@ class LatentGenPipeline(pipeline_latentgen.LatentGenPipeline):
             cache_dir: where files of the Hub are kept.
             local_files_only: use what was downloaded before.
             torch_dtype: of the weights; as they were saved when None.
+            use_safetensors: None or True, as no other weights are read.
+            device_map: None; `to(device)` of the pipeline moves all parts.
+            denoiser: used instead of the saved one.
+            scheduler: used instead of the saved one.
 
         Raises:
             ConnectionError: the Hub does not answer, and the pipeline is not in the cache.
             OSError: there is no such repository, a file is missing, or weights do not have their published hash.
-            ValueError: the checkpoint is no image model of this package, or a file is damaged.
+            ValueError: the checkpoint is no image model of this package, a file is damaged, or an argument is refused.
         """
+        if use_safetensors not in (None, True):
+            raise ValueError(f"use_safetensors must be True or None, got {use_safetensors!r}: no pickle is ever read")
+        if device_map is not None:
+            raise ValueError(f"device_map must be None, got {device_map!r}: .to(device) moves the whole pipeline")
         name = str(pretrained_model_name_or_path)
         folder = Path(name)
         if not folder.is_dir():
@@ -74,18 +86,19 @@ class LatentGenPipeline(pipeline_latentgen.LatentGenPipeline):
         if not any((folder / file).is_file() for file in (INDEX, CONFIG_NAME)):
             raise FileNotFoundError(f"{name} holds no checkpoint: neither {INDEX} nor {CONFIG_NAME} is there")
         try:
+            parts: dict = {"denoiser": denoiser, "scheduler": scheduler}
             if not (folder / INDEX).is_file():
-                return cls(_load_model(folder, name, torch_dtype), AutoImageProcessor.from_pretrained(folder))
+                return cls(_load_model(folder, name, torch_dtype), AutoImageProcessor.from_pretrained(folder), **parts)
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             if not {"model", "processor"} <= index.keys():
                 raise ValueError(
                     f"{name} must hold a pipeline of a model and a processor, got {index.get('_class_name')}"
                 )
-            parts = {"processor": AutoImageProcessor.from_pretrained(folder / "processor")}
+            parts["processor"] = AutoImageProcessor.from_pretrained(folder / "processor")
             if index.get("denoiser", [None])[0] is not None:
                 options = {"use_safetensors": True, "torch_dtype": torch_dtype}
-                parts["denoiser"] = LatentDenoiser.from_pretrained(folder / "denoiser", **options)
-                parts["scheduler"] = _scheduler_class(index).from_pretrained(folder / "scheduler")
+                parts["denoiser"] = denoiser or LatentDenoiser.from_pretrained(folder / "denoiser", **options)
+                parts["scheduler"] = scheduler or _scheduler_class(index).from_pretrained(folder / "scheduler")
             return cls(_load_model(folder / "model", name, torch_dtype), **parts)
         except (json.JSONDecodeError, SafetensorError) as error:
             raise ValueError(f"{name} holds a damaged file: {error}") from error

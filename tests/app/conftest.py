@@ -16,6 +16,7 @@ from hf_latentgen import (
     AAEConfig,
     AAEForImageClassification,
     AAEModel,
+    LevelsImageProcessor,
     LocalTransformerConfig,
     LocalTransformerForCausalLM,
     LocalTransformerForImageGeneration,
@@ -35,6 +36,7 @@ MODELS = {
     "vae_mnist": lambda: VAEModel(VAEConfig()),
     "vae_other_size": lambda: VAEModel(VAEConfig(latent_dim=2, **(SMALL | {"image_size": 12}))),
     "vae_colour": lambda: VAEModel(VAEConfig(latent_dim=2, num_channels=3, **SMALL)),
+    "aae_colour": lambda: AAEModel(AAEConfig(latent_dim=2, num_channels=3, **SMALL)),
     "aae": lambda: AAEModel(AAEConfig(latent_dim=3, **SMALL)),
     "aae_flower": lambda: AAEModel(
         AAEConfig(latent_dim=2, prior="flower", labelled_prior=True, num_labels=10, **SMALL)
@@ -53,7 +55,10 @@ def folders(tmp_path_factory):
     """Folder of each checkpoint, by name."""
     root = tmp_path_factory.mktemp("checkpoints")
     torch.manual_seed(0)
-    return {name: make_checkpoint(make(), root / name) for name, make in MODELS.items()}
+    made = {name: make_checkpoint(make(), root / name) for name, make in MODELS.items()}
+    # As whoever saves a processor without naming the channels of the model.
+    LevelsImageProcessor(size={"height": 8, "width": 8}).save_pretrained(made["aae_colour"])
+    return made
 
 
 @pytest.fixture(scope="session")

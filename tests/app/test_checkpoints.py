@@ -19,7 +19,7 @@ def names(checkpoints, need):
 
 
 def test_each_need_is_met_by_the_families_that_fit(checkpoints):
-    planes = {"vae_plane", "vae_other_size", "vae_colour", "aae_flower"}
+    planes = {"vae_plane", "vae_other_size", "vae_colour", "aae_colour", "aae_flower"}
     autoencoders = planes | {"vae", "vae_mnist", "aae", "aae_classes"}
     transformers = {"pixels", "pixels_classes"}
     assert names(checkpoints, "map") == planes

@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -5,8 +8,10 @@ from PIL import Image, ImageDraw
 
 from app_common import last
 from hf_latentgen.app import inference
+from hf_latentgen.app.checkpoints import Checkpoint
 from hf_latentgen.app.figures import MAP_SIZE, PLANE_LEFT, PLANE_SIZE, PLANE_TOP, point_at
 from hf_latentgen.app.inference import ANY_CLASS
+from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 
 
 def pixels(picture):
@@ -115,6 +120,20 @@ def test_a_drawing_is_cut_out_scaled_and_centred(checkpoints):
     assert inference.levels_from_drawing(checkpoints["vae_colour"], seven()).shape == (1, 3, 8, 8)
 
 
+@pytest.mark.parametrize(("name", "channels"), [("aae_colour", 3), ("vae_plane", 1)])
+def test_pictures_take_the_channels_of_the_model_whatever_its_processor_was_saved_for(checkpoints, name, channels):
+    model = checkpoints[name].model
+    processor = LevelsImageProcessor(size={"height": 8, "width": 8}, num_channels=4 - channels)
+    checkpoint = Checkpoint(name, model, processor)
+    for picture in (seven(), seven().convert("L"), seven(ink="red", paper="black")):
+        for prepare in (inference.levels_from_drawing, inference.levels_from_picture):
+            levels = prepare(checkpoint, picture)
+            assert levels.shape == (1, channels, 8, 8)
+            inference.reconstruct(checkpoint, levels, 0)
+    assert (levels[0].amax((1, 2)) > 0).tolist() == ([True, False, False] if channels == 3 else [True])
+    assert checkpoint.digits.levels.shape[1] == channels
+
+
 def test_a_drawing_on_a_transparent_sheet_is_one_on_white(checkpoints):
     sheet = Image.new("RGBA", (280, 280))
     sheet.paste(seven().convert("RGBA"), mask=Image.eval(seven().convert("L"), lambda value: 255 - value))
@@ -165,6 +184,16 @@ def test_files_that_are_no_pictures_or_too_large_are_refused(tmp_path):
         Image.new("1", (side, side)).save(tmp_path / "large.png")
         with pytest.raises(ValueError, match="at most 4096"):
             inference.open_picture(str(tmp_path / "large.png"))
+    chunk = b"zTXta\0\0" + zlib.compress(bytes(2**26 + 1))
+    bomb = (
+        content[:33] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + content[33:]
+    )
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    with pytest.raises(ValueError, match="^'bomb.png' is not a picture that can be read, such as PNG or JPEG.$"):
+        inference.open_picture(str(tmp_path / "bomb.png"))
+    assert inference.open_picture(content).size == (280, 280)
+    with pytest.raises(ValueError, match="^The drawing is not a picture"):
+        inference.open_picture(b"no picture")
     with pytest.raises(ValueError, match="No file"):
         inference.open_picture(None)
     assert inference.open_picture(str(tmp_path / "whole.png")).size == (280, 280)
@@ -270,7 +299,9 @@ def test_a_text_follows_the_model(checkpoints):
 def test_texts_out_of_range_are_refused(checkpoints):
     for arguments, message in (
         (("x" * 2001, 5, 1, 0), "at most 2000"),
+        ((None, 5, 1, 0), "Beginning must be a text of at most 2000 characters, got None"),
         (("x", 5, 0, 0), "Temperature must be above 0"),
+        (("x", 5, float("nan"), 0), "Temperature must be above 0, got nan"),
         (("x", 5, 1, None), "Seed must be"),
     ):
         with pytest.raises(ValueError, match=message):

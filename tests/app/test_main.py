@@ -14,6 +14,15 @@ def test_mistakes_end_with_one_line(tmp_path, monkeypatch):
         program.main([str(tmp_path / "row")])
 
 
+@pytest.mark.parametrize("port", ["99999", "65536", "0", "-1"])
+def test_a_port_that_cannot_be_is_refused_in_one_line(port, monkeypatch, capsys):
+    monkeypatch.setattr(program, "load_checkpoints", lambda *_: pytest.fail("loaded before the port was read"))
+    with pytest.raises(SystemExit) as ended:
+        program.main(["nowhere", "--port", port])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith(f"error: --port must be in 1 ... 65535, got {port}\n")
+
+
 def test_without_gradio_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setattr(program, "find_spec", lambda _: None)
     with pytest.raises(SystemExit, match=r"error: the demo needs gradio: pip install \"hf-latentgen\[app\]\""):

@@ -54,9 +54,9 @@ def ask(client, endpoint, arguments):
     return client.predict(*arguments, api_name=endpoint)
 
 
-def drawing(path):
-    file = client_module.handle_file(str(path))
-    return {"background": file, "layers": [], "composite": file, "id": None}
+def drawing(path, layer=None):
+    file, other = (client_module.handle_file(str(name)) for name in (path, layer or path))
+    return {"background": other, "layers": [other], "composite": file, "id": None}
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +115,13 @@ def test_a_drawing_a_file_and_a_digit_are_reconstructed(client, checkpoints, ske
         assert same_picture(drawn, expected[1])
         assert same_picture(figure, expected[2])
         assert words == expected[3]
+    # What is under the drawing is not read at all, so nothing enormous can hide there.
+    under = sketch.with_name("notes.png")
+    under.write_text("no picture")
+    assert same_picture(ask(client, "/reconstruct", ["vae", drawing(sketch, under), 0])[0], expected[0])
+    for given in (drawing(sketch), client_module.handle_file(str(sketch))):
+        endpoint = "/reconstruct" if isinstance(given, dict) and "composite" in given else "/reconstruct_file"
+        assert ask(client, endpoint, ["aae_colour", given, 0])[-1].startswith("**")
     seen, *_, words = ask(client, "/reconstruct_digit", ["aae", 3, 0])
     assert same_picture(seen, inference.reconstruct(checkpoints["aae"], inference.digit(checkpoints["aae"], 3), 0)[0])
     assert "mean squared error" in words
@@ -150,13 +157,16 @@ def test_bad_input_gets_a_readable_answer_and_the_next_request_is_served(client,
     text.write_text("no picture")
     wide = tmp_path / "wide.png"
     Image.new("1", (20_000, 20_000)).save(wide)
+    sheet = tmp_path / "sheet.png"
+    Image.new("1", (9000, 9000)).save(sheet)
     large = tmp_path / "large.png"
     large.write_bytes(bytes(11 * 2**20))
     file = client_module.handle_file
     for endpoint, arguments, message in (
         ("/reconstruct", ["vae", None, 0], "The drawing is empty"),
         ("/reconstruct", ["vae", drawing(blank), 0], "The drawing is empty"),
-        ("/reconstruct", ["vae", drawing(text), 0], "cannot identify image file"),
+        ("/reconstruct", ["vae", drawing(text), 0], "^'notes.png' is not a picture that can be read.*JPEG.$"),
+        ("/reconstruct", ["vae", drawing(sheet), 0], "^The picture is 9000×9000 pixels; at most 4096 pixels a side.$"),
         ("/reconstruct_file", ["vae", None, 0], "No file was given"),
         ("/reconstruct_file", ["vae", file(str(text)), 0], "'notes.png' is not a picture"),
         ("/reconstruct_file", ["vae", file(str(wide)), 0], "at most 4096 pixels a side"),
@@ -167,6 +177,7 @@ def test_bad_input_gets_a_readable_answer_and_the_next_request_is_served(client,
         ("/sample", ["vae", 1000, 1, ANY_CLASS, "mean", 0], "maximum"),
         ("/sample", ["vae", 9, 1, ANY_CLASS, "mean", None], "Seed must be"),
         ("/sample", ["aae", 9, 0.5, ANY_CLASS, "mean", 0], "Temperature must be 1"),
+        ("/text", ["bytes", None, 5, 1, 0], "Beginning must be a text"),
         ("/text", ["bytes", "x" * 3000, 5, 1, 0], "at most 2000|max_length"),
     ):
         # An upload is refused by an error of HTTP, everything else by one of gradio.

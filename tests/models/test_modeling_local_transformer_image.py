@@ -206,7 +206,9 @@ def test_samples_are_reproducible_and_leave_the_global_generator_alone():
     [
         (lambda m: m.sample(0), "num_images must be a whole number of at least 1, got 0"),
         (lambda m: m.sample(2, output="median"), "output must be one of .*, got 'median'"),
-        (lambda m: m.sample(2, temperature=0), "temperature must be above 0, got 0"),
+        (lambda m: m.sample(2, temperature=0), "temperature must be above 0 and finite, got 0"),
+        (lambda m: m.sample(2, temperature=float("inf")), "temperature must be above 0 and finite, got inf"),
+        (lambda m: m.sample(2, temperature=float("nan")), "temperature must be above 0 and finite, got nan"),
         (lambda m: m.complete(images_of(m.config), 6), r"rows must be a whole number in 0 \.\.\. 5, got 6"),
         (lambda m: m.complete(images_of(m.config), -1), r"rows must be a whole number in 0 \.\.\. 5, got -1"),
         (lambda m: m.complete(images_of(m.config), 1.5), r"rows must be a whole number in 0 \.\.\. 5, got 1.5"),

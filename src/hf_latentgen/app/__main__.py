@@ -20,6 +20,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, help="(default: the first free one from 7860)")
     parser.add_argument("--data-dir", "--data_dir", help="folder with mnist/ and so on (default: HF_LATENTGEN_DATA)")
     arguments = parser.parse_args(argv)
+    if arguments.port is not None and not 0 < arguments.port < 65536:
+        parser.error(f"--port must be in 1 ... 65535, got {arguments.port}")
     if find_spec("gradio") is None:
         sys.exit('error: the demo needs gradio: pip install "hf-latentgen[app]"')
     from hf_latentgen.app.interface import build, launch

@@ -56,6 +56,11 @@ class Checkpoint:
     # Where a latent diffusion draws what the model decodes.
     prior: LatentGenPipeline | None = None
 
+    def __post_init__(self):
+        # A processor that was saved with its defaults is one of grey images, whatever the model is.
+        if isinstance(self.processor, LevelsImageProcessor):
+            self.processor.num_channels = self.model.config.num_channels
+
     @property
     def images(self) -> LevelsImageProcessor:
         """The image processor of a model of images."""

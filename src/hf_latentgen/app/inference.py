@@ -5,6 +5,7 @@ Every function raises `ValueError` with a sentence for the person at the page wh
 
 from collections.abc import Iterator
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import cast
 
@@ -132,23 +133,25 @@ def clicked_point(checkpoint: Checkpoint, x: float, y: float) -> tuple[float, fl
     return point_at(x, y, map_limit(checkpoint))
 
 
-def open_picture(path: str | None) -> Image.Image:
-    """The picture in a file.
+def open_picture(path: str | bytes | None) -> Image.Image:
+    """The picture in a file, or in its content.
 
     Raises: ValueError when there is no file, it is no picture, or one with a side above 4,096 pixels.
     """
     if not path:
         raise ValueError("No file was given: choose a picture first.")
     try:
-        with Image.open(path) as picture:
+        with Image.open(BytesIO(path) if isinstance(path, bytes) else path) as picture:
             # The size stands in the header: nothing enormous is decoded.
-            if max(picture.size) > MAX_SIDE:
-                raise ValueError(f"The picture is {picture.width}×{picture.height} pixels; at most {MAX_SIDE} a side.")
-            return ImageOps.exif_transpose(picture)
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"The picture is too large; at most {MAX_SIDE} pixels a side.") from error
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{Path(path).name!r} is not a picture that can be read, such as PNG or JPEG.") from error
+            if max(picture.size) <= MAX_SIDE:
+                return ImageOps.exif_transpose(picture)
+            size = f"{picture.width}×{picture.height} pixels"
+    except Image.DecompressionBombError:
+        size = "too large"
+    except (OSError, SyntaxError, ValueError) as error:
+        name = repr(Path(path).name) if isinstance(path, str) else "The drawing"
+        raise ValueError(f"{name} is not a picture that can be read, such as PNG or JPEG.") from error
+    raise ValueError(f"The picture is {size}; at most {MAX_SIDE} pixels a side.")
 
 
 def levels_from_drawing(checkpoint: Checkpoint, picture: Image.Image | None) -> Tensor:
@@ -278,12 +281,12 @@ def complete(
 
 @torch.no_grad()
 def continue_text(
-    checkpoint: Checkpoint, prompt: str, length: float, temperature: float, seed: float | None
+    checkpoint: Checkpoint, prompt: str | None, length: float, temperature: float, seed: float | None
 ) -> Iterator[str]:
     """The prompt and its continuation, longer each time, byte by byte; what is not UTF-8 is shown as U+FFFD."""
-    if len(prompt) > MAX_PROMPT:
-        raise ValueError(f"The beginning must have at most {MAX_PROMPT} characters, got {len(prompt)}.")
-    if temperature <= 0:
+    if prompt is None or len(prompt) > MAX_PROMPT:
+        raise ValueError(f"Beginning must be a text of at most {MAX_PROMPT} characters, got {prompt and len(prompt)}.")
+    if not temperature > 0:
         raise ValueError(f"Temperature must be above 0, got {temperature:g}.")
     model, generator = cast(LocalTransformerForCausalLM, checkpoint.model), make_generator(seed)
     tokenizer = ByteTokenizer(errors="replace")

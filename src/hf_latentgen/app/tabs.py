@@ -178,11 +178,8 @@ def map_tab(checkpoints: Checkpoints) -> None:
     def latent_map(model: str, first: float, second: float) -> tuple[Image.Image, Image.Image]:
         with readable_errors():
             checkpoint = checkpoints.pick(model, "map")
-            picture, decoded = (
-                inference.marked_map(checkpoint, first, second),
-                inference.decode_point(checkpoint, first, second),
-            )
-            return own_file(picture), own_file(decoded)
+            picture = inference.marked_map(checkpoint, first, second)
+            return own_file(picture), own_file(inference.decode_point(checkpoint, first, second))
 
     def clicked(model: str, event: gr.SelectData) -> tuple[float, float]:
         with readable_errors():
@@ -217,26 +214,27 @@ def reconstruct_tab(checkpoints: Checkpoints) -> None:
     """The contents of the tab that draws a picture again."""
     need = "autoencoder"
 
-    def shown(checkpoint: Checkpoint, levels: Tensor, seed: float) -> tuple:
-        *pictures, words = inference.reconstruct(checkpoint, levels, seed)
-        return *map(own_file, pictures), words
-
-    def reconstruct(model: str, drawing: dict | None, seed: float) -> tuple:
+    def shown(model: str, levels_of: Callable[[Checkpoint], Tensor], seed: float) -> tuple:
         with readable_errors():
             checkpoint = checkpoints.pick(model, need)
-            levels = inference.levels_from_drawing(checkpoint, drawing["composite"] if drawing else None)
-            return shown(checkpoint, levels, seed)
+            *pictures, words = inference.reconstruct(checkpoint, levels_of(checkpoint), seed)
+            return *map(own_file, pictures), words
+
+    def drawn_on(sheet: Any) -> Image.Image | None:
+        # A browser has sent the content before, a program names a file.
+        composite: Any = drawing.blob_storage.pop(sheet.id, sheet).composite if sheet else None
+        with readable_errors():
+            content = composite.path if isinstance(composite, gr.FileData) else composite
+            return inference.open_picture(content) if content else None
+
+    def reconstruct(model: str, drawing: Image.Image | None, seed: float) -> tuple:
+        return shown(model, lambda found: inference.levels_from_drawing(found, drawing), seed)
 
     def reconstruct_file(model: str, file: str | None, seed: float) -> tuple:
-        with readable_errors():
-            checkpoint = checkpoints.pick(model, need)
-            levels = inference.levels_from_picture(checkpoint, inference.open_picture(file))
-            return shown(checkpoint, levels, seed)
+        return shown(model, lambda found: inference.levels_from_picture(found, inference.open_picture(file)), seed)
 
     def reconstruct_digit(model: str, index: float, seed: float) -> tuple:
-        with readable_errors():
-            checkpoint = checkpoints.pick(model, need)
-            return shown(checkpoint, inference.digit(checkpoint, index), seed)
+        return shown(model, lambda found: inference.digit(found, index), seed)
 
     def adapt(model: str) -> tuple:
         with readable_errors():
@@ -262,6 +260,8 @@ def reconstruct_tab(checkpoints: Checkpoints) -> None:
                 brush=gr.Brush(default_size=20, colors=["#000000"], color_mode="fixed"),
                 elem_id="drawing",
             )
+            # gradio would read all layers, whatever their size, and answer a mistake with paths of the server.
+            drawing.preprocess = drawn_on
             draw = gr.Button("Reconstruct the drawing", variant="primary")
             sheet = _sheet("Or click a digit", first, elem_id="digits")
             gr.Markdown("**Or give a picture file**")

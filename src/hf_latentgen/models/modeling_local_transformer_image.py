@@ -172,8 +172,8 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
             raise ValueError(f"rows must be a whole number in 0 ... {config.image_size}, got {rows!r}")
         if output not in OUTPUTS:
             raise ValueError(f"output must be one of {OUTPUTS}, got {output!r}")
-        if temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be above 0 and finite, got {temperature}")
         values = self._sequence(pixel_values.clone())
         shown = values.float() if output == "mean" else values
         levels = torch.arange(config.num_levels, device=values.device, dtype=torch.float32)

@@ -4,6 +4,7 @@
 import inspect
 import json
 from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -110,14 +111,13 @@ class LatentGenPipeline(DiffusionPipeline):
         Raises:
             ValueError: an argument is out of range, or the model has no use for it.
         """
-        if batch_size != int(batch_size) or batch_size < 1:
-            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size}")
+        _check_whole("batch_size", batch_size)
         if not isinstance(generator, torch.Generator | None):
             raise ValueError(f"generator must be one torch.Generator or None, got {type(generator).__name__}")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
+        if not isinstance(temperature, Real) or not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be a number above 0 and finite, got {temperature!r}")
         if temperature != 1 and not self.has_temperature:
             kind = self.kind if self.denoiser is None else "latents that a denoiser draws"
             raise ValueError(f"temperature must be 1 for {kind}, got {temperature}")
@@ -154,21 +154,19 @@ class LatentGenPipeline(DiffusionPipeline):
         """Latents that the denoiser draws, from noise to those that the model decodes. [batch_size, latent_dim].
 
         Raises:
-            ValueError: there is no denoiser, or the steps are fewer than 1 or more than those of the training.
+            ValueError: there is no denoiser, nothing to draw, or steps fewer than 1 or more than those of the training.
         """
         if self.denoiser is None:
             raise ValueError("denoiser must be there for latents of a diffusion prior, got None")
         steps = NUM_INFERENCE_STEPS if num_inference_steps is None else num_inference_steps
-        most = self.scheduler.config.num_train_timesteps
-        if steps != int(steps) or not 1 <= steps <= most:
-            raise ValueError(f"num_inference_steps must be a whole number in 1 ... {most}, got {num_inference_steps}")
+        _check_whole("batch_size", batch_size)
+        _check_whole("num_inference_steps", steps, self.scheduler.config.num_train_timesteps)
         self.scheduler.set_timesteps(steps, device=self._execution_device)
         shape = (batch_size, self.denoiser.config.latent_dim)
         sample = randn_tensor(shape, generator, self._execution_device, self.denoiser.dtype)
         sample = sample * self.scheduler.init_noise_sigma
         # Not every scheduler draws noise.
-        has_noise = "generator" in inspect.signature(self.scheduler.step).parameters
-        noise = {"generator": generator} if has_noise else {}
+        noise = {"generator": generator} if "generator" in inspect.signature(self.scheduler.step).parameters else {}
         bar = self.progress_bar(self.scheduler.timesteps)  # pyright: ignore[reportCallIssue]
         for timestep in bar:  # pyright: ignore[reportGeneralTypeIssues]
             predicted = self.denoiser(self.scheduler.scale_model_input(sample, timestep), timestep).sample
@@ -208,13 +206,15 @@ class LatentGenPipeline(DiffusionPipeline):
         if class_labels is None:
             return None
         if self.num_classes == 0:
-            raise ValueError(
-                f"class_labels must be None for a model that has no classes to ask for, got {class_labels}"
-            )
-        labels = torch.as_tensor(class_labels)
+            raise ValueError(f"class_labels must be None for a model that has no classes, got {class_labels!r}")
+        expected = f"class_labels must be a class or {count} of them, whole numbers, got {class_labels!r}"
+        try:
+            labels = torch.as_tensor(class_labels)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(expected) from error
         labels = labels.expand(count) if labels.ndim == 0 else labels
         if tuple(labels.shape) != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
-            raise ValueError(f"class_labels must be a class or {count} of them, whole numbers, got {class_labels}")
+            raise ValueError(expected)
         if ((labels < 0) | (labels >= self.num_classes)).any():
             raise ValueError(f"class_labels must be in 0 ... {self.num_classes - 1}, got {class_labels}")
         return labels.to(self._execution_device)
@@ -229,6 +229,13 @@ class LatentGenPipeline(DiffusionPipeline):
         if output_type == "pil":
             return self.processor.post_process_images(levels)
         return (levels.movedim(1, -1).float() / last_level).cpu().numpy()
+
+
+def _check_whole(name: str, value: object, most: int | None = None) -> None:
+    """Raises `ValueError` naming the argument unless it is an integer, by its type too, in 1 ... `most`."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= int(value) <= (most or float("inf")):
+        allowed = "of at least 1" if most is None else f"in 1 ... {most}"
+        raise ValueError(f"{name} must be a whole number {allowed}, got {value!r}")
 
 
 def write_code(pipe: LatentGenPipeline, folder: Path, source: Callable[[type], str]) -> None:
