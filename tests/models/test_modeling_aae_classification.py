@@ -27,7 +27,8 @@ VARIANTS = {
     "mlp-batch-norm": ARCHITECTURES["mlp"] | {"class_batch_norm": True},
     "mlp-clusters": ARCHITECTURES["mlp"] | {"num_clusters": 6, "cluster_labels": (0, 3, 1, 1, 2, 0)},
     "course-two-views": ARCHITECTURES["course"]
-    | {"num_clusters": 6, "consistency_weight": 0.1, "input_affine_std": 0.01, "class_batch_norm": True},
+    | {"num_clusters": 6, "consistency_weight": 0.1, "balance_weight": 0.1}
+    | {"input_affine_std": 0.01, "class_batch_norm": True},
 }
 
 
@@ -353,6 +354,26 @@ def test_codes_of_two_views_are_drawn_to_each_other(levels):
     assert alone.train()(levels, generator=seeded()).consistency_loss is None
     output.consistency_loss.mean().backward()
     assert next(model.encoder.parameters()).grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("num_views", [1, 2])
+def test_balance_is_minus_the_entropy_of_the_mean_code(levels, num_views):
+    fields = {"num_clusters": 6, "consistency_weight": 0.2 * (num_views - 1), "input_affine_std": 0.3}
+    model = make_model(balance_weight=0.7, **fields)
+    assert model(levels).balance_loss is None
+    output = model.train()(levels, generator=seeded())
+    generator = seeded()
+    views = [model._view(levels, generator) for _ in range(num_views)]
+    mean = model._encode_both(*views)[0].softmax(1).mean(0)
+    torch.testing.assert_close(output.balance_loss.mean(), (mean * mean.log()).sum())
+    rest = model._objective(AAEOutput(**{**output, "balance_loss": None}))
+    torch.testing.assert_close(output.loss, rest + 0.7 * output.balance_loss.mean())
+
+
+def test_balance_is_finite_where_a_code_is_not_used(levels):
+    model = make_model(num_clusters=6, balance_weight=0.7).train()
+    model._encode_both = lambda *_, **__: (torch.tensor([500.0, 0, 0, 0, 0, 0]).expand(5, 6), torch.randn(5, 3))
+    assert model(levels).balance_loss.mean().item() == pytest.approx(0, abs=1e-6)
 
 
 def test_one_image_has_no_batch_statistics_though_it_has_two_views(levels):

@@ -381,14 +381,15 @@ def test_error_of_the_evaluation_is_the_classification_error(make_adversary, few
     assert "eval_error" not in trainer.evaluate(images)
 
 
-def test_agreement_of_two_views_is_logged_for_training(make_adversary):
-    config = {"num_clusters": 6, "consistency_weight": 0.5, "input_affine_std": 0.2}
+def test_agreement_and_balance_are_logged_for_training(make_adversary):
+    config = {"num_clusters": 6, "consistency_weight": 0.5, "balance_weight": 0.5, "input_affine_std": 0.2}
     trainer = make_adversary(config=config, model_class=AAEForImageClassification, max_steps=2, logging_steps=1)
     trainer.train()
-    logged = [entry["consistency_loss"] for entry in trainer.state.log_history if "consistency_loss" in entry]
+    logged = [entry for entry in trainer.state.log_history if "consistency_loss" in entry]
     assert len(logged) == 2
-    assert all(0 < value < 10 for value in logged)
-    assert "eval_consistency_loss" not in trainer.evaluate()
+    assert all(0 < entry["consistency_loss"] < 10 for entry in logged)
+    assert all(-math.log(6) <= entry["balance_loss"] < 0 for entry in logged)
+    assert not {"eval_consistency_loss", "eval_balance_loss"} & trainer.evaluate().keys()
 
 
 def test_error_of_clusters_is_measured_when_they_have_names(make_adversary, digits, labelled_digits):

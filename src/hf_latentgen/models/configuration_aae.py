@@ -42,6 +42,9 @@ class AAEConfig(ImageAutoencoderConfig):
         consistency_weight (`float`, defaults to 0.0):
             weight of the cross-entropy between the class codes of two views of each image, shifted, mapped and
             disturbed on their own in training (classifier only).
+        balance_weight (`float`, defaults to 0.0):
+            weight of minus the entropy of the mean class code of a batch in training: it keeps all classes in use
+            (classifier only).
         supervised_weight (`float`, defaults to 1.0): weight of the cross-entropy of labelled images (classifier only).
         class_batch_norm (`bool`, defaults to `False`):
             the logits of the class code are normalised over the batch, so that no class can win or lose all images
@@ -68,6 +71,7 @@ class AAEConfig(ImageAutoencoderConfig):
     input_shift: int = 0
     input_affine_std: float | int = 0.0
     consistency_weight: float | int = 0.0
+    balance_weight: float | int = 0.0
     supervised_weight: float | int = 1.0
     class_batch_norm: bool = False
     num_clusters: int | None = None
@@ -90,6 +94,7 @@ class AAEConfig(ImageAutoencoderConfig):
             ("input_noise_std", self.input_noise_std),
             ("input_affine_std", self.input_affine_std),
             ("consistency_weight", self.consistency_weight),
+            ("balance_weight", self.balance_weight),
             ("supervised_weight", self.supervised_weight),
         ):
             require(0 <= value < float("inf"), field, value, "at least 0 and finite")

@@ -43,6 +43,7 @@ class AAEOutput(ModelOutput):
         discriminator_accuracy: share of the two decisions, over the discriminators, that are right. [B].
         supervised_loss: cross-entropy of each image in nats, 0 where unlabelled. [B].
         consistency_loss: cross-entropy in nats between the class codes of two views of each image. [B].
+        balance_loss: minus the cross-entropy in nats of the mean class code against that of each image. [B].
         logits: unnormalised log probabilities of the classes. [B, num_labels], or of clusters without names.
         latents: the codes that were decoded. [B, L].
         decoded: the decoder's output: values in [-1, 1] [B, C, H, W], or logits [B, num_levels, C, H, W].
@@ -57,6 +58,7 @@ class AAEOutput(ModelOutput):
     discriminator_accuracy: Tensor | None = None
     supervised_loss: Tensor | None = None
     consistency_loss: Tensor | None = None
+    balance_loss: Tensor | None = None
     logits: Tensor | None = None
     latents: Tensor | None = None
     decoded: Tensor | None = None

@@ -1,6 +1,8 @@
 # Copyright 2026 The hf-latentgen authors. Apache-2.0.
 """The adversarial autoencoder that classifies, with few labels or none."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +22,8 @@ class AAEForImageClassification(AAEModel):
     y to the corners of the simplex, all equally likely, the other drives z to its prior. Images with a label add their
     cross-entropy. Without any labels and with `num_clusters` the classes are clusters, which get their names later.
     With `consistency_weight` the class codes of two views of an image are drawn to each other, which is not in the
-    paper: what is left for them to tell apart is what turning, shearing and shifting do not change.
+    paper: what is left for them to tell apart is what turning, shearing and shifting do not change. `balance_weight`
+    keeps clusters from merging over it.
 
     Source: Makhzani et al. (2015), sections 5 and 6; for two views Hu et al. (2017), Learning Discrete Representations
     via Information Maximizing Self-Augmented Training, and Ji et al. (2019), Invariant Information Clustering.
@@ -86,6 +89,11 @@ class AAEForImageClassification(AAEModel):
             output.supervised_loss = F.cross_entropy(code_logits, labels, ignore_index=UNLABELLED, reduction="none")
         if len(views) == 2:
             output.consistency_loss = symmetric_cross_entropy(code_logits, all_logits[batch_size:])
+        if self.training and self.config.balance_weight > 0:
+            # Over the batch, the mean of p log(mean p) is minus the entropy of the mean.
+            log_codes = all_logits.log_softmax(1)
+            log_mean = log_codes.logsumexp(0) - math.log(len(log_codes))
+            output.balance_loss = (log_codes.exp() * log_mean).sum(1).view(len(views), batch_size).mean(0)
         if return_loss:
             output.loss = self._objective(output)
         return output
@@ -183,6 +191,8 @@ class AAEForImageClassification(AAEModel):
             objective = objective + self.config.supervised_weight * output.supervised_loss.mean()
         if output.consistency_loss is not None:
             objective = objective + self.config.consistency_weight * output.consistency_loss.mean()
+        if output.balance_loss is not None:
+            objective = objective + self.config.balance_weight * output.balance_loss.mean()
         return objective
 
 

@@ -28,6 +28,7 @@ PER_IMAGE = (
     "discriminator_accuracy",
     "supervised_loss",
     "consistency_loss",
+    "balance_loss",
 )
 
 
@@ -45,8 +46,8 @@ class AdversarialTrainer(LatentTrainer):
 
     Logged for train, and with the prefix `eval_` for evaluation: `reconstruction_loss`, `generator_loss`, `real_loss`,
     `fake_loss`, `discriminator_loss`, `discriminator_accuracy`, `decoded_spread`, and where there are any `distortion`,
-    `supervised_loss` and `error`. Train logs also have `consistency_loss`, where there are two views, and the norm of
-    the gradient of each player at the logged step.
+    `supervised_loss` and `error`. Train logs also have `consistency_loss` and `balance_loss`, where they are in the
+    objective, and the norm of the gradient of each player at the logged step.
 
     It warns once when the discriminator has won, and when the decoder gives the same image for every code.
     """
