@@ -57,6 +57,10 @@ MODEL_CLASSES = {
     "local_transformer_image": "LocalTransformerForImageGeneration",
 }
 PICTURE_OF_EPOCH = re.compile(r"(samples|reconstructions|completions)_epoch_(\d+)\.png")
+MNIST_SPLITS = (
+    "The official test split. The official training images are divided 54,000 / 6,000 into train and validation by "
+    "`torch.randperm(60000)` with seed 42."
+)
 DATA_SOURCES = {
     "digits": DataSource(
         "scikit-learn digits",
@@ -64,18 +68,8 @@ DATA_SOURCES = {
         "Real handwritten digits, 8x8 grey pixels, shipped with scikit-learn: nothing is downloaded. Divided at "
         "random, stratified by class, into train, validation and test, with seed 42.",
     ),
-    "mnist": DataSource(
-        "MNIST",
-        "ylecun/mnist",
-        "The official test split. The official training images are divided 54,000 / 6,000 into train and validation by "
-        "`torch.randperm(60000)` with seed 42.",
-    ),
-    "fashion_mnist": DataSource(
-        "Fashion-MNIST",
-        "zalando-datasets/fashion_mnist",
-        "The official test split. The official training images are divided 54,000 / 6,000 into train and validation by "
-        "`torch.randperm(60000)` with seed 42.",
-    ),
+    "mnist": DataSource("MNIST", "ylecun/mnist", MNIST_SPLITS),
+    "fashion_mnist": DataSource("Fashion-MNIST", "zalando-datasets/fashion_mnist", MNIST_SPLITS),
     "binarized_mnist": DataSource(
         "Binarized MNIST",
         None,
@@ -146,9 +140,7 @@ def check_results(results: dict, source: str = "results.json") -> None:
             check_fields(entry, kinds, source, f"{part}[{index}].")
 
 
-def check_fields(
-    found: object, kinds: Mapping[str, type], source: str, place: str = "", origin: str = EVALUATION
-) -> None:
+def check_fields(found: object, kinds: Mapping[str, type], source: str, place: str = "", origin=EVALUATION) -> None:
     """Raises `ValueError` naming `source` and what of `kinds` is missing in `found`, or of another kind."""
     if not isinstance(found, dict):
         raise ValueError(f"{source}: {place.rstrip('.') or 'it'} must be an object, got {found!r}")

@@ -162,7 +162,7 @@ def said_in_words(what: str) -> Iterator[None]:
         status = error.response.status_code
         reason = REASONS.get(status) or error.server_message or str(error).strip().splitlines()[0]
         raise OSError(f"{what} (HTTP {status}): {reason}") from error
-    except (HTTPError, LocalEntryNotFoundError, RuntimeError) as error:
+    except (HTTPError, LocalEntryNotFoundError, ConnectionError, RuntimeError) as error:
         # The client chains what it says of the file to what it says of the connection, in several lines.
         told = dict.fromkeys(" ".join(str(part).split()).rstrip(".") for part in (error, error.__cause__) if part)
         raise ConnectionError(f"{what}, the upload broke off: {'. '.join(told)}. Publish again") from error
