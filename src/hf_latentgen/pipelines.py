@@ -2,14 +2,13 @@
 
 import ast
 import json
-import tempfile
 from pathlib import Path
 from typing import cast
 
 import diffusers
 import torch
 from diffusers import ModelMixin, SchedulerMixin
-from huggingface_hub import CommitInfo, snapshot_download
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 from transformers.utils import CONFIG_NAME
@@ -18,13 +17,7 @@ from transformers.utils.hub import has_file
 from hf_latentgen.models import pipeline_latentgen
 from hf_latentgen.models.auto import MODEL_TYPES, auto_class, reads_text
 from hf_latentgen.models.modeling_latent_denoiser import LatentDenoiser
-from hf_latentgen.models.modeling_safetensors import (
-    SafetensorsModel,
-    check_hashes_of_folder,
-    pinned_revision,
-    push_folder,
-    short_card,
-)
+from hf_latentgen.models.modeling_safetensors import check_hashes_of_folder, pinned_revision
 
 INDEX = pipeline_latentgen.LatentGenPipeline.config_name
 # Nothing else is fetched: no code and no pickle.
@@ -102,24 +95,6 @@ class LatentGenPipeline(pipeline_latentgen.LatentGenPipeline):
             return cls(_load_model(folder / "model", name, torch_dtype), **parts)
         except (json.JSONDecodeError, SafetensorError) as error:
             raise ValueError(f"{name} holds a damaged file: {error}") from error
-
-    def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        repo_id: str,
-        commit_message: str = "Upload LatentGenPipeline",
-        private: bool | None = None,
-        token: str | None = None,
-        create_pr: bool = False,
-        revision: str | None = None,
-    ) -> CommitInfo:
-        """The one commit with all parts, and with a short card where there is none yet.
-
-        Arguments as in `DiffusionPipeline.push_to_hub`.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            card = short_card(type(self).__name__, SafetensorsModel.hub_task, "diffusers")
-            return push_folder(folder, repo_id, card, commit_message, private, token, revision, create_pr)
 
 
 def is_pipeline(name: str) -> bool:

@@ -190,9 +190,46 @@ def test_bad_results_files(results, tmp_path):
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(ValueError, match=r"results\.json is not valid JSON"):
         read_results(tmp_path)
-    del results["reference"][1]["source"], results["model"]["model_type"]
-    with pytest.raises(ValueError, match=r"lacks model\.model_type, reference\[1\]\.source"):
-        render_card(results, REPO_ID)
+    for part, place in ((results["reference"][1], r"reference\[1\]\.source"), (results["model"], r"model\.model_type")):
+        del part[place.split(".")[-1]]
+        with pytest.raises(ValueError, match=f"lacks {place}; scripts/evaluate"):
+            render_card(results, REPO_ID)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("dataset",), None, "dataset must be a text, got None"),
+        (("row",), 5, "row must be a text, got 5"),
+        (("split",), None, "split must be a text, got None"),
+        (("num_images",), None, "num_images must be a whole number, got None"),
+        (("num_images",), True, "num_images must be a whole number, got True"),
+        (("num_parameters",), "208564", "num_parameters must be a whole number, got '208564'"),
+        (("train_seconds",), "1", "train_seconds must be a finite number, got '1'"),
+        (("metrics",), [1], r"metrics must be an object, got \[1\]"),
+        (("floor",), None, "floor must be an object, got None"),
+        (("floor", "order0_bits_per_dim"), "x", "floor.order0_bits_per_dim must be a finite number, got 'x'"),
+        (("versions",), None, "versions must be an object, got None"),
+        (("reference", 0, "value"), "x", r"reference\[0\].value must be a finite number, got 'x'"),
+        (("reference",), "x", "reference must be a list, got 'x'"),
+        (("reference", 0), "x", r"reference\[0\] must be an object, got 'x'"),
+        (("history", 1), "a", r"history\[1\] must be an object, got 'a'"),
+        (("model",), [], r"model must be an object, got \[\]"),
+    ],
+)
+def test_fields_of_another_kind_are_named(results, tmp_path, path, value, message):
+    (tmp_path / "results.json").write_text(json.dumps(change(results, path, value)))
+    with pytest.raises(ValueError, match=rf"results\.json: {message}$"):
+        read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"[]", "it must be an object, got"), (b"\xff\xfe", "is not valid JSON")]
+)
+def test_results_that_are_no_object_are_refused(tmp_path, content, message):
+    (tmp_path / "results.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"results\.json:? {message}"):
+        read_results(tmp_path)
 
 
 def test_unknown_family_names_the_templates(results):
@@ -228,10 +265,25 @@ def test_duration(seconds, text):
 
 def test_pictures_are_listed_in_the_order_of_the_card(tmp_path):
     (tmp_path / "images").mkdir()
-    for name in ("zebra.png", "history.png", "samples.png", "notes.txt"):
-        (tmp_path / "images" / name).touch()
+    (tmp_path / "images" / "notes.txt").touch()
+    for name in ("zebra.png", "history.png", "samples.png"):
+        Image.new("L", (8, 8)).save(tmp_path / "images" / name)
     assert list_pictures(tmp_path) == ["samples.png", "history.png", "zebra.png"]
     assert list_pictures(tmp_path / "nowhere") == []
+
+
+def test_links_and_files_that_are_no_pictures_are_refused(tmp_path):
+    (tmp_path / "images").mkdir()
+    path = tmp_path / "images" / "samples.png"
+    Image.new("L", (8, 8)).save(tmp_path / "elsewhere.png")
+    path.symlink_to(tmp_path / "elsewhere.png")
+    with pytest.raises(ValueError, match=r"images/samples\.png must be a PNG file: it is a link"):
+        list_pictures(tmp_path)
+    path.unlink()
+    for content in (b"no picture", (tmp_path / "elsewhere.png").read_bytes()[:40], b""):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"images/samples\.png must be a PNG file: "):
+            list_pictures(tmp_path)
 
 
 def test_results_table_and_index(results):
@@ -274,7 +326,7 @@ def cards_main(repository):
 def root(results, tmp_path):
     folder = tmp_path / "model_cards" / "vae_digits"
     (folder / "images").mkdir(parents=True)
-    (folder / "images" / "samples.png").touch()
+    Image.new("L", (8, 8)).save(folder / "images" / "samples.png")
     (folder / "results.json").write_text(json.dumps(results))
     (tmp_path / "README.md").write_text(f"# Title\n\n{MARKERS}\n\nThe rest.\n")
     return tmp_path

@@ -55,8 +55,13 @@ def test_the_card_pins_the_code_by_a_tag_of_the_commit(hub, published):
     assert "with diffusers and transformers alone" in card
 
 
-def test_it_loads_with_its_code_where_the_package_is_missing(run_client, published):
+def test_it_loads_and_is_pushed_with_its_code_where_the_package_is_missing(hub, run_client, published):
     run_client("load_pipeline_with_code", published)
+    files = hub.files("ada/pushed-without-package")
+    assert set(files) == PIPELINE | CODE
+    card = files["README.md"].decode()
+    assert 'LatentGenPipeline.from_pretrained("ada/pushed-without-package")' in card
+    assert "[More Information Needed]" not in card
 
 
 def test_a_pushed_pipeline_has_a_short_card_of_its_own(hub, published):

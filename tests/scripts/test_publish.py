@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from hf_latentgen import LevelsImageProcessor, VAEConfig, VAEModel
-from hf_latentgen.cards.publishing import prepare_upload
+from hf_latentgen.cards.publishing import prepare_upload, weights_sha256
 
 REPO_ID = "someone/small-vae"
 PUBLISHED = [
@@ -152,7 +152,43 @@ def test_results_of_another_model(folder):
     path = folder / "results.json"
     results = json.loads(path.read_text())
     path.write_text(json.dumps(results | {"num_parameters": 12}))
-    with pytest.raises(ValueError, match=r"its results\.json is of one with 12; run scripts/evaluate\.py"):
+    with pytest.raises(ValueError, match=r"its num_parameters is \d+, that in results\.json is 12; run scripts/"):
+        prepare_upload(folder, REPO_ID)
+
+
+def test_other_weights_than_those_that_were_measured(folder):
+    path = folder / "results.json"
+    results = json.loads(path.read_text()) | {"weights_sha256": weights_sha256(folder)}
+    path.write_text(json.dumps(results))
+    prepare_upload(folder, REPO_ID)
+    model = VAEModel.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size=4_000)
+    # The same weights in shards.
+    prepare_upload(folder, REPO_ID)
+    with torch.no_grad():
+        next(model.parameters()).add_(1e-6)
+    model.save_pretrained(folder, max_shard_size=4_000)
+    with pytest.raises(
+        ValueError, match=r"its weights_sha256 is \w{64}, that in results\.json is \w{64}; run scripts/"
+    ):
+        prepare_upload(folder, REPO_ID)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors.index.json", "{}", "lacks weight_map; save_pretrained writes it"),
+        ("model.safetensors.index.json", '{"weight_map": 3}', "weight_map must be an object, got 3"),
+        ("model.safetensors.index.json", "{", "is not valid JSON"),
+        ("model_index.json", "[]", r"it must be an object, got \[\]"),
+        ("model_index.json", "{", "is not valid JSON"),
+    ],
+)
+def test_a_broken_index_is_named(folder, name, content, message):
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name}:? {message}"):
         prepare_upload(folder, REPO_ID)
 
 
@@ -198,6 +234,7 @@ def test_code_is_added_when_asked_for(folder, publish_main, no_network, capsys):
     assert listed - set(PUBLISHED) == {
         *("bits.py", "configuration_image_autoencoder.py", "configuration_vae.py", "distributions.py"),
         *("image_processing_levels.py", "modeling_image_autoencoder.py", "modeling_safetensors.py", "modeling_vae.py"),
+        "hub.py",
         "networks.py",
     }
     # The folder itself, and what is saved later, stay without code.

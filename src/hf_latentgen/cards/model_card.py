@@ -3,12 +3,13 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 from transformers import AutoConfig
 
 from hf_latentgen.cards.metrics import FLOORS, describe_metric, words
@@ -18,11 +19,15 @@ TASK = "unconditional-image-generation"
 CLASSIFIER_TASK = "image-classification"
 TEXT_TASK = "text-generation"
 NAMESPACE = "hf-latentgen"
-REQUIRED_KEYS = (
-    *("row", "config", "seed", "dataset", "split", "num_images", "metrics", "reference", "floor", "num_parameters"),
-    *("train_command", "evaluate_command", "train_seconds", "hardware", "versions", "git_commit"),
-    *("model", "training", "history"),
-)
+KINDS = {str: "a text", int: "a whole number", float: "a finite number", dict: "an object", list: "a list"}
+REQUIRED_KEYS = {
+    **dict.fromkeys(("row", "config", "dataset", "split", "train_command", "evaluate_command", "git_commit"), str),
+    **dict.fromkeys(("seed", "num_images", "num_parameters"), int) | {"train_seconds": float, "hardware": object},
+    **dict.fromkeys(("metrics", "floor", "model", "training", "versions"), dict),
+    **dict.fromkeys(("reference", "history"), list),
+}
+EVALUATION = "scripts/evaluate.py writes it"
+REFERENCE_KEYS = {"name": str, "metric": str, "value": float, "source": str}
 STANDARD_ERROR = "_standard_error"
 # The scores that the best code without a network stands beside.
 COMPARABLE = ("bits_per_dim", "exact_bits_per_dim", "bits_per_byte", "dynamic_bits_per_byte")
@@ -52,6 +57,10 @@ MODEL_CLASSES = {
     "local_transformer_image": "LocalTransformerForImageGeneration",
 }
 PICTURE_OF_EPOCH = re.compile(r"(samples|reconstructions|completions)_epoch_(\d+)\.png")
+MNIST_SPLITS = (
+    "The official test split. The official training images are divided 54,000 / 6,000 into train and validation by "
+    "`torch.randperm(60000)` with seed 42."
+)
 DATA_SOURCES = {
     "digits": DataSource(
         "scikit-learn digits",
@@ -59,18 +68,8 @@ DATA_SOURCES = {
         "Real handwritten digits, 8x8 grey pixels, shipped with scikit-learn: nothing is downloaded. Divided at "
         "random, stratified by class, into train, validation and test, with seed 42.",
     ),
-    "mnist": DataSource(
-        "MNIST",
-        "ylecun/mnist",
-        "The official test split. The official training images are divided 54,000 / 6,000 into train and validation by "
-        "`torch.randperm(60000)` with seed 42.",
-    ),
-    "fashion_mnist": DataSource(
-        "Fashion-MNIST",
-        "zalando-datasets/fashion_mnist",
-        "The official test split. The official training images are divided 54,000 / 6,000 into train and validation by "
-        "`torch.randperm(60000)` with seed 42.",
-    ),
+    "mnist": DataSource("MNIST", "ylecun/mnist", MNIST_SPLITS),
+    "fashion_mnist": DataSource("Fashion-MNIST", "zalando-datasets/fashion_mnist", MNIST_SPLITS),
     "binarized_mnist": DataSource(
         "Binarized MNIST",
         None,
@@ -106,40 +105,66 @@ CAPTIONS = {
 CAPTIONS_OF_PIXELS = {"samples.png": "Samples", "samples_mode.png": "Samples, each pixel at its most likely level"}
 
 
-def read_results(folder: str | Path) -> dict:
-    """The contents of `folder/results.json`, checked to hold every key a card needs.
+def read_json(path: Path, origin: str, kinds: Mapping[str, type] | None = None) -> dict:
+    """The object in a file that `origin` tells who writes, with fields of these kinds.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not JSON, or a key is missing; file and key are named.
+    Raises `FileNotFoundError` or `ValueError`, naming the file.
     """
-    path = Path(folder) / "results.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; scripts/evaluate.py writes it")
+        raise FileNotFoundError(f"{path} does not exist; {origin}")
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+    check_fields(found, kinds or {}, str(path), origin=origin)
+    return found
+
+
+def read_results(folder: str | Path) -> dict:
+    """The contents of `folder/results.json`, checked as a card needs it. Errors as in `read_json`, `check_results`."""
+    path = Path(folder) / "results.json"
+    results = read_json(path, EVALUATION)
     check_results(results, str(path))
     return results
 
 
 def check_results(results: dict, source: str = "results.json") -> None:
-    """Raises `ValueError` naming `source` and the keys a card needs but `results` lacks, or a score no number."""
-    missing = [key for key in REQUIRED_KEYS if key not in results]
-    missing += [f"model.{key}" for key in ("model_type",) if key not in results.get("model", {"model_type": None})]
-    for index, entry in enumerate(results.get("reference", [])):
-        missing += [f"reference[{index}].{key}" for key in ("name", "metric", "value", "source") if key not in entry]
-    if missing:
-        raise ValueError(f"{source} lacks {', '.join(missing)}; scripts/evaluate.py writes each of {REQUIRED_KEYS}")
-    for key, value in results["metrics"].items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"{source}: metrics.{key} must be a finite number, got {value!r}")
+    """Raises `ValueError` naming `source` and the keys a card needs but `results` lacks, or one of another kind."""
+    check_fields(results, REQUIRED_KEYS, source)
+    check_fields(results["model"], {"model_type": str}, source, "model.")
+    for part in ("metrics", "floor", "diagnostics"):
+        scores = results.get(part, {})
+        check_fields(scores, dict.fromkeys(scores, float), source, f"{part}.")
+    for part, kinds in (("reference", REFERENCE_KEYS), ("history", {})):
+        for index, entry in enumerate(results[part]):
+            check_fields(entry, kinds, source, f"{part}[{index}].")
+
+
+def check_fields(found: object, kinds: Mapping[str, type], source: str, place: str = "", origin=EVALUATION) -> None:
+    """Raises `ValueError` naming `source` and what of `kinds` is missing in `found`, or of another kind."""
+    if not isinstance(found, dict):
+        raise ValueError(f"{source}: {place.rstrip('.') or 'it'} must be an object, got {found!r}")
+    if missing := [place + key for key in kinds if key not in found]:
+        raise ValueError(f"{source} lacks {', '.join(missing)}; {origin}")
+    for key, kind in kinds.items():
+        value, accepted = found[key], (int, float) if kind is float else kind
+        is_wrong = isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value))
+        if is_wrong or not isinstance(value, accepted):
+            raise ValueError(f"{source}: {place}{key} must be {KINDS[kind]}, got {value!r}")
 
 
 def list_pictures(folder: str | Path) -> list[str]:
-    """Names of the PNG files in `folder/images`: those with a caption first, in the order of the card."""
-    names = sorted(path.name for path in (Path(folder) / "images").glob("*.png") if path.is_file())
+    """Names of the PNG files in `folder/images`, in the order of the card. Raises: ValueError for a link or no PNG."""
+    paths = sorted(path for path in (Path(folder) / "images").glob("*.png") if path.is_file() or path.is_symlink())
+    for path in paths:
+        try:
+            if path.is_symlink():
+                raise ValueError("it is a link")
+            with Image.open(path, formats=["PNG"]) as picture:
+                picture.verify()
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"{path} must be a PNG file: {error}") from error
+    names = [path.name for path in paths]
     return [name for name in CAPTIONS if name in names] + [name for name in names if name not in CAPTIONS]
 
 

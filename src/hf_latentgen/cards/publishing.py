@@ -7,17 +7,17 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME as DENOISER_WEIGHTS
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import CommitInfo, ModelCard
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
-from hf_latentgen.cards.model_card import card_text, list_pictures, read_results
+from hf_latentgen.cards.model_card import card_text, list_pictures, read_json, read_results
 from hf_latentgen.models.auto import (
     PROCESSOR_CONFIGS,
     TOKENIZER_CONFIGS,
@@ -25,8 +25,8 @@ from hf_latentgen.models.auto import (
     auto_class,
     auto_processor,
 )
+from hf_latentgen.models.hub import check_repo_id, checked_client, commit_files, said_in_words
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
-from hf_latentgen.models.modeling_safetensors import check_connection
 from hf_latentgen.models.tokenization_bytes import ByteTokenizer
 from hf_latentgen.pipelines import INDEX, LatentGenPipeline, save_with_code
 
@@ -43,11 +43,6 @@ PIPELINE_FILES = (
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 REQUIRED_METADATA = ("license", "library_name", "pipeline_tag", "model_name", "eval_results")
-REASONS = {
-    401: "the Hub does not know the token: log in again with `hf auth login`, or set HF_TOKEN",
-    403: "the token may not write there: the namespace belongs to somebody else, or the token only reads",
-    412: "somebody else has committed to it since this began: look at the change, and publish again",
-}
 
 
 @dataclass(frozen=True)
@@ -94,7 +89,7 @@ def prepare_upload(folder: str | Path, repo_id: str, with_code: bool = False) ->
         raise FileNotFoundError(f"{folder} is not a folder")
     contents: dict[str, Path | bytes] = {name: folder / name for name in model_files(folder)}
     results = read_results(folder)
-    loaded = _load_checked(folder, results["num_parameters"])
+    loaded = _load_checked(folder, results)
     if with_code:
         contents |= _pipeline_code(loaded) if isinstance(loaded, LatentGenPipeline) else code_files(folder, *loaded)
     tag = _content_tag(contents) if with_code else None
@@ -117,96 +112,25 @@ def publish(
 ) -> CommitInfo:
     """The one commit that holds all files of `upload`. The repository, and the branch `revision`, are made if missing.
 
+    It deletes what would be loaded in their place, or never is: other weights, configurations, code, and pickles.
     A commit cannot hold its own hash, so that the card in it pins the code by a tag named after the contents, which is
     set afterwards. Where that fails, nothing else is loaded in its place, and publishing again sets it. A pull request
     gets its tag when, merged, it is published once more.
 
-    Args:
-        upload: what `prepare_upload` returned.
-        private: make a new repository private; an existing one stays as it is.
-        revision: branch to commit to, or to open a pull request against, "main" when None.
-        create_pr: open a pull request instead of committing to the branch.
-        token: the one to use instead of that of `hf auth login` or HF_TOKEN.
-        message: title of the commit.
-
-    Raises:
-        ValueError: the token is missing or malformed, the Hub finds a field of the card invalid, or there is no such
-            branch to open a pull request against.
-        OSError: there is no network, the token is refused, the repository is somebody else's or has just been changed,
-            or the connection broke; then nothing of this commit is visible.
+    Arguments and errors as in `commit_files`.
     """
-    api, repo_id = HfApi(token=check_token(token)), upload.repo_id
-    check_connection()
-    try:
-        if create_pr and revision is not None and not api.revision_exists(repo_id, revision):
-            raise ValueError(f"revision must be a branch of {repo_id} for a pull request against it, got {revision!r}")
-        # None leaves the default of the organisation in force.
-        api.create_repo(repo_id, private=private or None, exist_ok=True)
-        if revision is not None and not create_pr:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        # Between here and the commit the Hub is asked which files have changed.
-        parent = api.model_info(repo_id, revision=revision).sha
-        commit = api.create_commit(
-            repo_id,
-            [CommitOperationAdd(name, content) for name, content in upload.contents.items()],
-            commit_message=message,
-            revision=revision,
-            create_pr=create_pr,
-            parent_commit=parent,
-        )
-        if upload.tag is not None and not create_pr:
-            api.create_tag(repo_id, tag=upload.tag, revision=commit.oid, exist_ok=True)
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        reason = REASONS.get(status) or error.server_message or str(error).strip().splitlines()[0]
-        raise OSError(f"{repo_id} was not published (HTTP {status}): {reason}") from error
-    except (HTTPError, RuntimeError) as error:
-        # The client chains what it says of the file to what it says of the connection, in several lines.
-        cause = " ".join(f"{error} {error.__cause__ or ''}".split())
-        raise ConnectionError(f"{repo_id} was not published, the upload broke off: {cause}. Publish again") from error
-    return commit
+    place = {"private": private, "revision": revision, "create_pr": create_pr, "token": token, "tag": upload.tag}
+    return commit_files(upload.repo_id, upload.contents, message, **place)
 
 
 def full_repo_id(repo_id: str, token: str | None = None) -> str:
-    """The name with its namespace: that of the user where none is given, for which the Hub is asked.
-
-    Raises:
-        ValueError: bad `repo_id`, or the token is missing or malformed.
-        OSError: there is no network, or the token is refused.
-    """
+    """The name with its namespace: that of the user where none is given. Errors as in `commit_files`."""
     check_repo_id(repo_id)
     if "/" in repo_id:
         return repo_id
-    token = check_token(token)
-    check_connection()
-    try:
-        return f"{HfApi(token=token).whoami()['name']}/{repo_id}"
-    except HfHubHTTPError as error:
-        raise OSError(f"whose {repo_id} is was not found out: {REASONS[401]}") from error
-
-
-def check_repo_id(repo_id: str) -> None:
-    """None. Raises: ValueError unless it is "name" or "namespace/name" as the Hub allows them."""
-    allowed = "it must be 'namespace/name' or 'name', of letters, digits, '-', '_' and '.'"
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"repo_id {repo_id!r} is not a name on the Hub: {allowed}. {error}") from error
-    if not all(repo_id.split("/")):
-        raise ValueError(f"repo_id {repo_id!r} is not a name on the Hub: {allowed}")
-
-
-def check_token(token: str | None = None) -> str:
-    """The token, that of the environment or of `hf auth login` when None.
-
-    Raises: ValueError when there is none, or one with characters that no token has. The token itself is never shown.
-    """
-    token = token or get_token()
-    if token is None:
-        raise ValueError("no token was found: log in with `hf auth login`, or set HF_TOKEN")
-    if re.fullmatch(r"[\w.-]+", token, re.ASCII) is None:
-        raise ValueError("the token is malformed: it may hold only letters, digits, '_', '-' and '.', without spaces")
-    return token
+    api = checked_client(repo_id, token)
+    with said_in_words(f"whose {repo_id} is was not found out"):
+        return f"{api.whoami()['name']}/{repo_id}"
 
 
 def model_files(folder: Path) -> list[str]:
@@ -219,8 +143,8 @@ def model_files(folder: Path) -> list[str]:
     if (folder / WEIGHTS).is_file():
         weights = [WEIGHTS]
     elif (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
-        index = json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))
-        shards = sorted(set(index["weight_map"].values()))
+        index = read_json(folder / SAFE_WEIGHTS_INDEX_NAME, "save_pretrained writes it", {"weight_map": dict})
+        shards = sorted(set(map(str, index["weight_map"].values())))
         missing = [name for name in shards if not SHARD.fullmatch(name) or not (folder / name).is_file()]
         if missing:
             raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, named in {SAFE_WEIGHTS_INDEX_NAME}")
@@ -232,18 +156,28 @@ def model_files(folder: Path) -> list[str]:
             f"{folder} must hold {WEIGHTS}{found}; large weights stay where they were trained: run scripts/evaluate.py "
             "on that folder with itself as --output-dir, and publish it"
         )
-    if not (folder / CONFIG_NAME).is_file():
-        raise FileNotFoundError(f"{folder} must hold {CONFIG_NAME}")
-    processors = (*PROCESSOR_CONFIGS, *TOKENIZER_CONFIGS)
-    if not any((folder / name).is_file() for name in processors):
-        raise FileNotFoundError(f"{folder} must hold {' or '.join(processors)}")
+    for needed in ((CONFIG_NAME,), (*PROCESSOR_CONFIGS, *TOKENIZER_CONFIGS)):
+        if not any((folder / name).is_file() for name in needed):
+            raise FileNotFoundError(f"{folder} must hold {' or '.join(needed)}")
     return [*weights, *(name for name in CONFIGS if (folder / name).is_file())]
+
+
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 of the names and values of all weights in a folder, the same in whatever shards they lie."""
+    files, tensors = [name for name in model_files(folder) if name.endswith(".safetensors")], {}
+    for name in files:
+        tensors |= {f"{name.rpartition('/')[0]}/{key}": value for key, value in load_file(folder / name).items()}
+    digest = hashlib.sha256()
+    for key, tensor in sorted(tensors.items()):
+        digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _files_of_pipeline(folder: Path) -> list[str]:
     """Names of the files of a saved pipeline that may be published. Raises: FileNotFoundError when one is missing."""
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    parts = [name for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None]
+    index = read_json(folder / INDEX, "save_pretrained writes it")
+    parts = [name for name, entry in index.items() if isinstance(entry, list) and entry[:1] not in ([], [None])]
     names = [name for name in PIPELINE_FILES if name == INDEX or name.split("/")[0] in parts]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
@@ -293,13 +227,10 @@ def _check_metadata(card: ModelCard, folder: Path) -> None:
     missing = [key for key in REQUIRED_METADATA if not card.data.get(key)]
     if missing:
         raise ValueError(f"the card of {folder} lacks the metadata {', '.join(missing)}; is results.json complete?")
-    for key in ("tags", "datasets", "metrics"):
-        if not all(isinstance(entry, str) for entry in card.data.get(key) or []):
-            raise ValueError(f"the card of {folder}: {key} must be a list of names, got {card.data[key]!r}")
 
 
 def _load_checked(
-    folder: Path, measured_parameters: int
+    folder: Path, results: dict
 ) -> tuple[PreTrainedModel, LevelsImageProcessor | ByteTokenizer] | LatentGenPipeline:
     """Model and processor, or a pipeline. `ValueError` if it does not load completely, or another was measured."""
     try:
@@ -316,9 +247,11 @@ def _load_checked(
             num_parameters = model.num_parameters()
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder} does not load with from_pretrained: {error}") from error
-    if num_parameters != measured_parameters:
-        raise ValueError(
-            f"{folder} holds a model of {num_parameters:,} parameters, but its results.json is of one with "
-            f"{measured_parameters:,}; run scripts/evaluate.py on this checkpoint"
-        )
+    # Results of before weights had a hash tell no more of them than how many there are.
+    for name, actual in (("num_parameters", num_parameters), ("weights_sha256", weights_sha256(folder))):
+        if (measured := results.get(name, actual)) != actual:
+            raise ValueError(
+                f"{folder} does not hold the model that was measured: its {name} is {actual}, that in "
+                f"results.json is {measured}; run scripts/evaluate.py on this checkpoint"
+            )
     return loaded

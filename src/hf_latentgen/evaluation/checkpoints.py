@@ -1,12 +1,12 @@
 """Loading a trained checkpoint: every file checked, every mistake named."""
 
-import json
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedModel
 
+from hf_latentgen.cards.model_card import read_json
 from hf_latentgen.models.auto import (
     MODEL_TYPES,
     PROCESSOR_CONFIGS,
@@ -56,12 +56,12 @@ def read_run_record(folder: str | Path) -> dict:
         FileNotFoundError: there is no such file.
         ValueError: it is not JSON.
     """
-    return _read_json(Path(folder, "run.json"), "training writes it beside the weights")
+    return read_json(Path(folder, "run.json"), "training writes it beside the weights")
 
 
 def _check_folder(folder: Path) -> None:
     """Raises as `load_checkpoint` does, naming the file."""
-    model_type = _read_json(folder / "config.json", "save_pretrained writes it").get("model_type")
+    model_type = read_json(folder / "config.json", "save_pretrained writes it").get("model_type")
     _check_model_type(model_type, folder)
     for weights in sorted(folder.glob("model-*-of-*.safetensors")) or [folder / WEIGHTS]:
         if not weights.is_file():
@@ -82,12 +82,3 @@ def _check_folder(folder: Path) -> None:
 def _check_model_type(model_type: str | None, folder: Path) -> None:
     if model_type not in MODEL_TYPES:
         raise ValueError(f"{folder / 'config.json'}: model_type must be one of {MODEL_TYPES}, got {model_type!r}")
-
-
-def _read_json(path: Path, origin: str) -> dict:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; {origin}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error

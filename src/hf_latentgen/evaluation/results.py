@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_latentgen.cards.publishing import CONFIGS, PIPELINE_FILES
+from hf_latentgen.cards.publishing import CONFIGS, PIPELINE_FILES, weights_sha256
 from hf_latentgen.data import LevelsDataset, load_images
 from hf_latentgen.evaluation import aae, autoregressive, latent_prior, text, vae
 from hf_latentgen.evaluation.baselines import floor_scores
@@ -146,6 +146,7 @@ def evaluate_checkpoint(
             "reference": reference,
             "floor": floor,
             "num_parameters": model.num_parameters() if pipe is None else pipe.denoiser.num_parameters(),
+            "weights_sha256": weights_sha256(Path(checkpoint)),
             "num_labelled": run["dataset"].get("num_labelled"),
             "test_errors_of_draws": errors,
             "sample_text": sample,

@@ -7,16 +7,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import (
-    CommitInfo,
-    HfApi,
-    ResolvedRevision,
-    constants,
-    is_offline_mode,
-    try_to_load_from_cache,
-)
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, HTTPError
-from huggingface_hub.utils import get_session, validate_repo_id
+from huggingface_hub import CommitInfo, HfApi, ResolvedRevision, is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import sha_fileobj
 from transformers import PreTrainedModel
 from transformers.utils import (
@@ -29,44 +22,19 @@ from transformers.utils import (
 )
 from transformers.utils.hub import has_file
 
+from .hub import IMAGE_TASK, check_connection, commit_files, folder_contents, short_card
+
 logger = logging.get_logger(__name__)
 
-# Seconds in which the Hub has to answer. The client itself would try again for most of a minute, file by file.
-TIMEOUT = 4
 # A file that is not stored as a large one is named by a shorter hash.
 SHA256_DIGITS = 64
-# What the libraries leave where they know nothing, in a card that nobody has written.
-BLANK = "[More Information Needed]"
-OWN_NAME = "NAMESPACE/NAME"
-# `empty` is empty: transformers would take a line here that begins with an import for one of the code.
-SHORT_CARD = """---
-library_name: {library}
-pipeline_tag: {task}
-tags:
-- hf_latentgen
-{tags}---
-
-# {name}
-
-A `{kind}` of hf-latentgen. How it was trained and how good it is was not told when it was pushed.
-
-## How to use
-
-From a clone of the hf-latentgen repository, `pip install .`, then:
-
-```python
-{empty}from hf_latentgen import {kind}
-
-loaded = {kind}.from_pretrained("{name}")
-```
-"""
 
 
 class SafetensorsModel(PreTrainedModel):
     """Base of all models: weights come from safetensors alone, those of the Hub as they were published there."""
 
     # What the Hub calls the use of the model.
-    hub_task = "unconditional-image-generation"
+    hub_task = IMAGE_TASK
 
     @classmethod
     def from_pretrained(
@@ -94,12 +62,8 @@ class SafetensorsModel(PreTrainedModel):
         except OSError as error:
             # What transformers says then is to load the pickle.
             pickles = (WEIGHTS_NAME, WEIGHTS_INDEX_NAME) if SAFE_WEIGHTS_NAME in str(error) else ()
-            revision, token, cache_dir = (kwargs.get(key) for key in ("revision", "token", "cache_dir"))
-            found = [
-                pickle
-                for pickle in pickles
-                if has_file(str(name), pickle, revision=revision, token=token, cache_dir=cache_dir)
-            ]
+            where: dict[str, Any] = {key: kwargs.get(key) for key in ("revision", "token", "cache_dir")}
+            found = [pickle for pickle in pickles if has_file(str(name), pickle, **where)]
             if found:
                 raise OSError(
                     f"{name} holds no {SAFE_WEIGHTS_NAME}, only pickled weights ({found[0]}), which can run code when "
@@ -126,55 +90,15 @@ class SafetensorsModel(PreTrainedModel):
     ) -> CommitInfo:
         """The one commit with weights and configuration, and with a short card where there is none yet.
 
-        Arguments as in `PreTrainedModel.push_to_hub`.
+        Arguments as in `PreTrainedModel.push_to_hub`, errors as in `hub.commit_files`.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, max_shard_size=max_shard_size)
             card = short_card(type(self).__name__, self.hub_task, "transformers", tags)
             message = commit_message or f"Upload {type(self).__name__}"
-            place = (private, token, revision, create_pr)
-            return push_folder(folder, repo_id, card, message, *place, description=commit_description)
-
-
-def short_card(kind: str, task: str, library: str, tags: list[str] | None = None) -> str:
-    """The card of an object of which nothing is known but its class. It has `OWN_NAME` for the name on the Hub."""
-    named = "".join(f"- {tag}\n" for tag in tags or [])
-    return SHORT_CARD.format(kind=kind, task=task, library=library, tags=named, name=OWN_NAME, empty="")
-
-
-def push_folder(
-    folder: str,
-    repo_id: str,
-    card: str,
-    message: str,
-    private: bool | None = None,
-    token: bool | str | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    description: str | None = None,
-) -> CommitInfo:
-    """The one commit of all files of a folder; the repository and the branch are made if missing.
-
-    `card` goes with them unless the repository has one that somebody has written.
-    """
-    api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if revision is not None and not create_pr:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    try:
-        written = Path(api.hf_hub_download(repo_id, "README.md", revision=revision)).read_text(encoding="utf-8")
-    except EntryNotFoundError:
-        written = BLANK
-    if BLANK in written:
-        Path(folder, "README.md").write_text(card.replace(OWN_NAME, repo_id), encoding="utf-8")
-    return api.upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        commit_message=message,
-        commit_description=description,
-        revision=revision,
-        create_pr=create_pr,
-    )
+            place = {"private": private, "token": token, "revision": revision, "create_pr": create_pr}
+            place |= {"description": commit_description, "keeps_card": True}
+            return commit_files(repo_id, folder_contents(folder, card), message, **place)
 
 
 def pinned_revision(
@@ -216,17 +140,6 @@ def pinned_revision(
         return {}
     # The name of a branch would make transformers ask a service to convert pickles, and wait for it.
     return {"revision": found.resolved}
-
-
-def check_connection() -> None:
-    """None. Raises: ConnectionError when the Hub does not answer."""
-    try:
-        get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
-    except HTTPError as error:
-        reason = str(error) or type(error).__name__
-        raise ConnectionError(
-            f"{constants.ENDPOINT} does not answer ({reason}): check the network, and HF_ENDPOINT if it is set"
-        ) from error
 
 
 def check_hashes(name: str, revision: str | None, cache_dir: str | None, subfolder: str = "") -> None:

@@ -1,8 +1,9 @@
 # Copyright 2026 The hf-latentgen authors. Apache-2.0.
-"""The pipeline that draws images. It imports nothing of the package, so that a checkpoint can carry it as one file."""
+"""The pipeline that draws images. It imports one small file, so that a checkpoint can carry both as one."""
 
 import inspect
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -11,9 +12,12 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import CommitInfo
 from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
+
+from .hub import IMAGE_TASK, commit_files, folder_contents, short_card
 
 # diffusers looks for the class of a pipeline in a file of this name.
 PIPELINE_FILE = "pipeline.py"
@@ -181,6 +185,38 @@ class LatentGenPipeline(DiffusionPipeline):
         super().save_pretrained(save_directory, **options)
         if type(self).__module__.split(".")[0] == REMOTE_CODE:
             write_code(self, Path(save_directory), lambda part: Path(inspect.getfile(part)).read_text(encoding="utf-8"))
+
+    def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        *,
+        revision: str | None = None,
+    ) -> CommitInfo:
+        """The one commit with all parts, and with a short card where there is none yet.
+
+        Arguments as in `DiffusionPipeline.push_to_hub`, with a branch, `revision`. Errors as in `hub.commit_files`, and
+        where `safe_serialization` is not True or `variant` not None.
+        """
+        if not safe_serialization or variant is not None:
+            got = f"got {safe_serialization} and {variant!r}: only safetensors of the usual names are published"
+            raise ValueError(f"safe_serialization must be True and variant None, {got}")
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            card, message = short_card("LatentGenPipeline", IMAGE_TASK, "diffusers"), "Upload LatentGenPipeline"
+            place = {
+                "private": private,
+                "token": token,
+                "revision": revision,
+                "create_pr": create_pr,
+                "keeps_card": True,
+            }
+            return commit_files(repo_id, folder_contents(folder, card), commit_message or message, **place)
 
     def _draw_by_row(self, batch_size: int, class_labels, images, rows, options: dict) -> Tensor:
         """Levels that a pixel transformer draws below the given rows, with a bar of rows. [B, C, H, W]."""

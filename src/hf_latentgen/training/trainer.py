@@ -1,6 +1,7 @@
 """Trainers: what every family shares, and the one that optimises an evidence lower bound."""
 
 import contextlib
+import inspect
 import json
 import time
 from collections import defaultdict
@@ -16,15 +17,18 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from hf_latentgen.cards.publishing import Upload, full_repo_id, model_files, publish
 from hf_latentgen.cards.training_card import training_card
 from hf_latentgen.data import collate_levels
 from hf_latentgen.models.bits import nats_to_bits_per_dim
+from hf_latentgen.models.hub import checked_client, open_repo
 from hf_latentgen.pipelines import LatentGenPipeline
 from hf_latentgen.training.arguments import LatentTrainingArguments
 from hf_latentgen.training.callbacks import ImageGridCallback
+
+logger = logging.get_logger(__name__)
 
 NUM_RECONSTRUCTIONS = 32
 # With averaging, `model.safetensors` of a checkpoint holds the averaged weights: they are what `from_pretrained` loads.
@@ -177,28 +181,47 @@ class LatentTrainer(Trainer):
         if self._ema is not None and _internal_call and output_dir is not None:
             save_model(self.model, str(folder / TRAINING_WEIGHTS))
 
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """None; the repository is there then. Arguments as in `transformers.Trainer`, errors as in `push_to_hub`."""
+        if self.is_world_process_zero():
+            args, name = self.args, self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
+            private = args.hub_private_repo if private is None else private
+            self.hub_model_id = open_repo(checked_client(name, token or args.hub_token), name, private).id
+            self.push_in_progress = None
+
     def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
-        commit_message: str = "End of training",
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
         token: str | None = None,
         revision: str | None = None,
         private: bool | None = None,
+        **kwargs,
     ) -> CommitInfo | None:
         """The one commit with weights, configuration, processor, card and sample grids, and nothing else of the folder.
 
-        Once it is there; None on all processes but the first. Arguments as in `transformers.Trainer`.
+        Once it is there; None on all processes but the first. Arguments as in `transformers.Trainer`, but it waits
+        whatever `blocking` is, and ignores what `create_model_card` takes: the card tells what was trained.
 
-        Raises:
-            ValueError: the name or the token is missing or malformed.
-            OSError: there is no network, or the Hub refuses the commit.
+        Errors as in `hub.commit_files`, and a TypeError for an argument that is none of `transformers.Trainer`.
         """
+        hints = inspect.signature(Trainer.create_model_card).parameters
+        if unknown := sorted(kwargs.keys() - hints.keys()):
+            raise TypeError(f"arguments of push_to_hub must be those of transformers.Trainer, got {', '.join(unknown)}")
+        if ignored := ", ".join(["blocking=False"] * (not blocking) + sorted(kwargs)):
+            logger.warning(f"push_to_hub waits and writes the card from what was trained, and ignores {ignored}")
         self.save_model(_internal_call=True)
-        folder = Path(str(self.args.output_dir))
-        return self._publish(folder, commit_message, token, revision, private) if self.args.should_save else None
+        folder, message = Path(str(self.args.output_dir)), commit_message or "End of training"
+        return self._publish(folder, message, token, revision, private) if self.args.should_save else None
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        step = self.state.global_step
         if self.args.should_save and self.args.hub_strategy != HubStrategy.END:
-            self._publish(Path(checkpoint_folder), f"Training in progress, step {self.state.global_step}")
+            try:
+                self._publish(Path(checkpoint_folder), f"Training in progress, step {step}")
+            except (OSError, ValueError) as error:
+                # The checkpoint is on the disk, and a training is worth more than its upload.
+                logger.warning(f"step {step} was not pushed, training goes on: {error}")
 
     def _publish(
         self,

@@ -17,3 +17,5 @@ exec(snippet, found)
 assert found["images"][0].size == (28, 28)
 drawn = found["pipe"](4, torch.Generator().manual_seed(0), output_type="pt").images
 assert torch.equal(drawn, torch.load(sys.argv[1]))
+# Pushed from here it has the same card as a model, and its code.
+found["pipe"].push_to_hub("ada/pushed-without-package")
