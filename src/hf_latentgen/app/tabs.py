@@ -261,7 +261,7 @@ def reconstruct_tab(checkpoints: Checkpoints) -> None:
                 elem_id="drawing",
             )
             # gradio would read all layers, whatever their size, and answer a mistake with paths of the server.
-            drawing.preprocess = drawn_on
+            drawing.preprocess = drawn_on  # pyright: ignore[reportAttributeAccessIssue]
             draw = gr.Button("Reconstruct the drawing", variant="primary")
             sheet = _sheet("Or click a digit", first, elem_id="digits")
             gr.Markdown("**Or give a picture file**")
