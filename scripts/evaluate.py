@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
         "--classifier", help="in-domain classifier that judges the samples of an AAE (default: no such scores)"
     )
     parser.add_argument(
-        "--draws", nargs="+", default=[], help="folders of the same recipe trained with other draws of the labels"
+        "--draws", nargs="+", default=[], help="folders of the same recipe trained with other labels or seeds"
     )
     parser.add_argument("--data-dir", "--data_dir", help="folder with local data files (default: $HF_LATENTGEN_DATA)")
     parser.add_argument("--seed", type=int, default=0, help="of every random number (default: 0)")

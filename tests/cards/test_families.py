@@ -58,14 +58,16 @@ def test_card_of_a_classifier(classifier):
     card = render_card(classifier, REPO_ID)
     assert card.data.pipeline_tag == "image-classification"
     for text in (
-        "that was told the classes of 100 images, and none of the others: **classification error, mean over draws",
-        "Error over 2 draws of the labelled images: 0.0310, 0.0350.",
+        "that was told the classes of 100 images, and none of the others: **classification error, mean over trainings",
+        "Error of 2 trainings, each with other labelled images: 0.0310, 0.0350.",
         "AAEForImageClassification.from_pretrained",
     ):
         assert text in str(card)
     assert "One training run" not in str(card)
     classifier["model"]["num_clusters"] = 30
-    assert "30 clusters found without labels" in str(render_card(classifier, REPO_ID))
+    clusters = str(render_card(classifier, REPO_ID))
+    assert "30 clusters found without labels" in clusters
+    assert "Error of 2 trainings, which differ in their seeds: 0.0310, 0.0350." in clusters
 
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -107,7 +107,7 @@ def test_classifier_is_judged_and_its_draws_are_averaged(checkpoint, tmp_path, d
     assert (folder / "images" / "styles.png").is_file()
     card = card_text(folder, "org/name")
     assert "told the classes of 100 images" in card
-    assert "Error over 3 draws of the labelled images" in card
+    assert "Error of 3 trainings, each with other labelled images" in card
 
 
 def test_named_clusters_survive_the_results(checkpoint, tmp_path):

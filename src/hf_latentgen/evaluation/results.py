@@ -68,8 +68,8 @@ def evaluate_checkpoint(
         compile_likelihood: compile the pass of that estimate; on a CPU it needs a C++ compiler.
         classifier: folder or Hub id of the in-domain classifier that judges the samples of an adversarial autoencoder,
             for which these scores are left out without one, and of a latent diffusion prior, which needs it.
-        draws: classifiers of the same recipe trained with other draws of the labelled images; their errors, with that
-            of the checkpoint, give a mean and a spread.
+        draws: classifiers of the same recipe trained with other labelled images or seeds; their errors, with that of
+            the checkpoint, give a mean and a spread.
         data_dir: folder with local data files.
         seed: of every random number.
         command: what was typed, for the record.
