@@ -251,7 +251,7 @@ def test_sizes(repository):
 
 
 def test_size_checker_refuses(tmp_path):
-    for number in range(24):
+    for number in range(MAX_PACKAGE_LINES // MAX_FILE_LINES):
         write(tmp_path / "src" / f"{number}.py", "\n" * 450)
     write(tmp_path / "scripts" / "short.py", "\n" * 120)
     assert size_violations(tmp_path) == []
