@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hf_latentgen import VAEConfig, VAEModel
-from hf_latentgen.models.networks import DECODERS, ENCODERS, ConvBlock, LadderPosterior, ResidualBlock
+from hf_latentgen.models.networks import DECODERS, ENCODERS, ConvBlock, LadderPosterior, ResidualBlock, upsampling
 
 TINY = {
     "course": {"architecture": "course", "hidden_channels": (4, 6, 8)},
@@ -186,3 +186,15 @@ def test_start_has_the_distribution_of_pytorch_defaults(architecture):
     mine, defaults = (torch.cat(values) for values in zip(*biases, strict=True))
     assert mine.std().item() == pytest.approx(defaults.std().item(), rel=0.15)
     assert mine.abs().max().item() == pytest.approx(defaults.abs().max().item(), rel=0.1)
+
+
+@torch.no_grad()
+def test_transposed_convolutions_stay_exact_under_autocast_on_a_cpu():
+    layer, images = upsampling(6, 5, 4, 7), torch.randn(3, 6, 4, 4)
+    plain = nn.functional.conv_transpose2d(images, layer.weight, layer.bias, stride=2, padding=1)
+    torch.testing.assert_close(layer(images), plain)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(layer(images.bfloat16()), layer(images.bfloat16().float()), atol=0, rtol=0)
+        assert layer(images).dtype == torch.float32
+        torch.testing.assert_close(layer(images), plain)
+    assert layer.bfloat16()(images.bfloat16()).dtype == torch.bfloat16

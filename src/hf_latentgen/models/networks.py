@@ -78,9 +78,20 @@ class DenseBlock(GradientCheckpointingLayer):
         return self.activation(self.linear(hidden_states))
 
 
+class TransposedConvolution(nn.ConvTranspose2d):
+    """A transposed convolution that autocast leaves in fp32 on a CPU, where bf16 takes up to 2.6 times as long."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """[B, in_channels, H, W] -> [B, out_channels, H', W']."""
+        if hidden_states.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(hidden_states.to(self.weight.dtype))
+        return super().forward(hidden_states)
+
+
 def upsampling(in_channels: int, out_channels: int, in_size: int, out_size: int) -> nn.ConvTranspose2d:
     """A stride-2 transposed convolution from `in_size` to `out_size`, which is `2 * in_size` or one less."""
-    return nn.ConvTranspose2d(
+    return TransposedConvolution(
         in_channels, out_channels, 3, stride=2, padding=1, output_padding=out_size - 2 * in_size + 1
     )
 
