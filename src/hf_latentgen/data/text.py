@@ -81,7 +81,7 @@ def load_text(
             gen_kwargs={"spans": spans},
             split=NamedSplit(split),
         )
-    return _dataset_from_documents([_read(span) for span in spans], split)
+    return dataset_from_documents([_read(span) for span in spans], split)
 
 
 class TokenBlocksDataset(torch.utils.data.Dataset):
@@ -269,8 +269,8 @@ def _generate_documents(spans: list[Span]) -> Iterator[dict[str, str]]:
         yield {"text": _decode(_read(span))}
 
 
-def _dataset_from_documents(documents: list[bytes], split: str) -> Dataset:
-    """Dataset with a column `text`, held in memory."""
+def dataset_from_documents(documents: list[bytes], split: str) -> Dataset:
+    """Documents as a data set with a column `text`, held in memory; the column is as [`load_text`] says."""
     column = pa.array(documents, pa.large_binary())
     try:
         return _dataset_from_column(column.cast(pa.large_string()), "large_string", split)

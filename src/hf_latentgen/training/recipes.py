@@ -23,6 +23,7 @@ from hf_latentgen.data import (
     stream_levels,
     stream_token_blocks,
 )
+from hf_latentgen.data.speakers import renamed_copies
 from hf_latentgen.evaluation.clusters import name_clusters
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
 from hf_latentgen.models.auto import MODEL_TYPES, auto_class, auto_processor, reads_text
@@ -41,7 +42,7 @@ from hf_latentgen.training.likelihood import LikelihoodTrainer
 from hf_latentgen.training.trainer import ELBOTrainer, LatentTrainer, complete_checkpoints
 
 IMAGE_KEYS = ("name", "streaming", "num_labelled", "labelled_per_batch", "label_seed")
-TEXT_KEYS = ("name", "streaming", "block_size")
+TEXT_KEYS = ("name", "streaming", "block_size", "renamed_copies")
 TRAINERS: dict[str, type[LatentTrainer]] = {
     VAEConfig.model_type: ELBOTrainer,
     AAEConfig.model_type: AdversarialTrainer,
@@ -62,7 +63,8 @@ class Recipe:
         path: the YAML file.
         overrides: `section.key=value` words given on the command line.
         dataset: `name`, a data set name or folder, and `streaming`; for a classifier with few labels `num_labelled`,
-            `labelled_per_batch` and `label_seed`, the arguments of [`FewLabelsDataset`]; for a text `block_size`.
+            `labelled_per_batch` and `label_seed`, the arguments of [`FewLabelsDataset`]; for a text `block_size`, and
+            `renamed_copies` to train on that many copies of plays, see [`renamed_copies`].
         model: `model_type`, the fields of its config, and `architectures` with the class of a classifier; for a latent
             diffusion prior `autoencoder`, the checkpoint whose latents it learns, and the fields of its denoiser.
         training: fields of [`LatentTrainingArguments`], or of [`AdversarialTrainingArguments`].
@@ -293,6 +295,8 @@ def _token_blocks(
     streaming = recipe.dataset.get("streaming", False)
     training = load_text(name, "train", data_dir=data_dir, streaming=streaming)
     validation = TokenBlocksDataset(load_text(name, "validation", data_dir=data_dir, streaming=streaming), block_size)
+    if "renamed_copies" in recipe.dataset:
+        training = renamed_copies(training, recipe.dataset["renamed_copies"], seed)
     if isinstance(training, Dataset):
         return TokenBlocksDataset(training, block_size), validation
     blocks = stream_token_blocks(training, block_size)
