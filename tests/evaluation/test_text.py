@@ -49,6 +49,28 @@ def test_a_layer_of_full_attention_sees_everything(model):
     assert full_context(model) == 8192
 
 
+@torch.no_grad()
+def test_context_of_layers_with_windows_of_their_own():
+    config = LocalTransformerConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        window=5,
+        layer_windows=[2, [3, 5], 4],
+    )
+    model = LocalTransformerForCausalLM(config).eval()
+    perturb(model)
+    assert full_context(model) == 9
+    ids = torch.randint(0, 256, (1, 30))
+    # The id 9 before the one to predict changes its probability, the one before that does not.
+    for back, is_seen in ((9, True), (10, False)):
+        changed = ids.clone()
+        changed[0, -1 - back] += 1
+        logits = [model(input_ids=one).logits[0, -2] for one in (ids, changed)]
+        assert (not torch.equal(*logits)) == is_seen
+
+
 @pytest.mark.parametrize("name", ["context", "stride"])
 def test_bad_windows_are_refused(model, name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):

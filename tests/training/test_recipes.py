@@ -394,21 +394,46 @@ def test_a_strategy_can_be_no(tiny):
     assert recipe.training["save_strategy"] == recipe.training["eval_strategy"] == "no"
 
 
-def test_streamed_texts_are_streamed_in_both_splits(tmp_path, monkeypatch):
-    (tmp_path / "texts").mkdir()
+def write_text_recipe(folder, options):
+    """A recipe of two steps on texts in `folder`, and `train` and `validation` there."""
     for split in ("train", "validation"):
-        (tmp_path / "texts" / f"{split}.txt").write_text("To be, or not to be. " * 40)
-    calls = []
-    monkeypatch.setattr(
-        recipes, "load_text", lambda *words, **options: calls.append((*words, options)) or load_text(*words, **options)
-    )
-    path = tmp_path / "text.yaml"
+        (folder / f"{split}.txt").write_text("Before.\n\nROMEO:\nTo be, or not to be. " * 40)
+    path = folder / "text.yaml"
     path.write_text(
-        f"dataset: {{name: {tmp_path / 'texts'}, streaming: true, block_size: 32}}\n"
+        f"dataset: {{name: {folder}, block_size: 32, {options}}}\n"
         "model: {model_type: latentgen_local_transformer, hidden_size: 16, intermediate_size: 24, "
         "num_hidden_layers: 1, num_attention_heads: 2, window: 8}\n"
         "training: {max_steps: 2, per_device_train_batch_size: 4, save_strategy: no, disable_tqdm: true}\n"
     )
-    folder = train_recipe(load_recipe(path), tmp_path / "run")
+    return path
+
+
+def test_streamed_texts_are_streamed_in_both_splits(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        recipes, "load_text", lambda *words, **options: calls.append((*words, options)) or load_text(*words, **options)
+    )
+    folder = train_recipe(load_recipe(write_text_recipe(tmp_path, "streaming: true")), tmp_path / "run")
     assert [(split, options["streaming"]) for _, split, options in calls] == [("train", True), ("validation", True)]
     assert (folder / "model.safetensors").is_file()
+
+
+def test_copies_of_plays_are_trained_on_and_validated_without(tmp_path, monkeypatch):
+    made = {}
+    monkeypatch.setattr(
+        recipes.LikelihoodTrainer,
+        "train",
+        lambda self, **_: made.update(train=self.train_dataset, eval=self.eval_dataset),
+    )
+    train_recipe(load_recipe(write_text_recipe(tmp_path, "renamed_copies: 5")), tmp_path / "run")
+    sizes = [len(made[name].input_ids) for name in ("train", "eval")]
+    assert sizes[0] == pytest.approx(5 * sizes[1], rel=0.1)
+    held_out = bytes(byte for byte in made["eval"].input_ids[:, 1:].flatten().tolist() if byte < 256)
+    assert held_out == (tmp_path / "validation.txt").read_bytes()
+
+
+def test_copies_of_a_stream_are_refused(tmp_path):
+    path = write_text_recipe(tmp_path, "streaming: true, renamed_copies: 5")
+    with pytest.raises(ValueError, match="renamed_copies needs a data set in memory, got a stream"):
+        train_recipe(load_recipe(path), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

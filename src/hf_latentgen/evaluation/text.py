@@ -109,10 +109,8 @@ def full_context(model: PreTrainedModel) -> int:
 
     With a layer of full attention it is unbounded, and 8,192 stands for that.
     """
-    config = model.config
-    if "full_attention" in config.kinds:
-        return 8192
-    return config.num_hidden_layers * (config.window - 1) + 1
+    windows = model.config.head_windows
+    return 1 + sum(max(layer) - 1 for layer in windows) if all(windows) else 8192
 
 
 def document_nats(
