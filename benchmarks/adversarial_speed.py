@@ -6,8 +6,7 @@
 All train the course network (z = 8, batches of 64) in one process, in turn, so that a busy machine slows them alike.
 The trainer is measured in fp32, as the two others are, in fp32 with channels last, and under bf16 with channels last,
 as the published rows train; the trainer of pythae offers neither (its autocast is that of CUDA). Without pythae its
-line is left out.
-Prints a table and writes `adversarial_speed.json` beside this.
+line is left out. Prints a table and writes `adversarial_speed.json` beside this.
 """
 
 import argparse
@@ -39,7 +38,7 @@ TARGET_SHARE_OF_BARE_LOOP = 0.95
 TARGET_TIMES_PYTHAE = 1.3
 
 
-def trainer_step_seconds(levels: LevelsDataset, num_steps: int, **options: bool) -> float:
+def trainer_step_seconds(levels: LevelsDataset, num_steps: int, **options) -> float:
     """Seconds per step of `AdversarialTrainer` with these training arguments."""
     times = StepTimes()
     with tempfile.TemporaryDirectory() as folder:

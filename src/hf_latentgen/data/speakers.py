@@ -3,7 +3,7 @@
 import random
 import re
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from hf_latentgen.data.text import dataset_from_documents
 from hf_latentgen.models.tokenization_bytes import bytes_from_text
@@ -16,7 +16,7 @@ PIECE = 12_000
 SHARE = 0.8
 
 
-def renamed_copies(dataset: Dataset, num_copies: int, seed: int = 0) -> Dataset:
+def renamed_copies(dataset: Dataset | IterableDataset, num_copies: int, seed: int = 0) -> Dataset:
     """Each document of a column `text` `num_copies` times, with other names in each copy, see [`rename_speakers`].
 
     Raises: ValueError when `num_copies` is no integer of at least 1, or the data set is a stream.
