@@ -1,5 +1,4 @@
 import math
-import re
 
 import pytest
 import torch
@@ -404,15 +403,15 @@ def test_labelled_prior_needs_labels(levels):
 
 
 @torch.no_grad()
-def test_checkpoint_with_another_discriminator_is_refused(tmp_path, caplog):
+def test_checkpoint_with_another_discriminator_is_refused(tmp_path):
     make_model(discriminator_channels=(10, 8)).save_pretrained(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     for widths in ((10, 9), (12, 8), (10,), (10, 8, 8)):
-        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        message = (
+            r"^discriminator\.layers\.\S+ must have shape \[[\d, ]+\], as the configuration says, got \[[\d, ]+\] in "
+        )
+        with pytest.raises(RuntimeError, match=message):
             AutoModel.from_pretrained(tmp_path, discriminator_channels=widths)
-        # The report that comes with the error names the weights and both shapes.
-        assert re.search(r"discriminator\.layers\..*MISMATCH.*ckpt: .* vs model:", caplog.text)
-        caplog.clear()
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -315,13 +315,35 @@ def test_interrupted_win_does_not_count(make_adversary, monkeypatch, caplog):
     assert "right in 99.5% of its decisions since step 8" in message
 
 
-def test_constant_decoder_is_warned_of_once(make_adversary, caplog):
-    trainer = make_adversary(learning_rate=0.0, max_steps=4)
+def test_constant_decoder_is_warned_of_once(make_adversary, monkeypatch, caplog):
+    monkeypatch.setattr(adversarial, "FIRST_STEPS", 3)
+    trainer = make_adversary(learning_rate=0.0, max_steps=5)
     fill(trainer.model.decoder, 0.0)
     trainer.train()
     (message,) = messages(caplog)
-    assert "the same image for every code (standard deviation 0.0e+00 at step 1)" in message
+    assert "the same image for every code (standard deviation 0.0e+00 at step 3)" in message
     assert "it has collapsed. Lower learning_rate" in message
+
+
+def test_decoder_that_becomes_constant_is_warned_of_at_once(make_adversary, caplog):
+    trainer = make_adversary(
+        learning_rate=0.0, max_steps=5, callbacks=[AtStep(lambda model: fill(model.decoder, 0.0), before=3)]
+    )
+    trainer.train()
+    (message,) = messages(caplog)
+    assert "the same image for every code (standard deviation 0.0e+00 at step 3)" in message
+
+
+def test_new_decoders_and_those_never_trained_are_no_collapse(make_adversary, monkeypatch, caplog):
+    trainer = make_adversary(learning_rate=0.0, max_steps=4)
+    fill(trainer.model.decoder, 0.0)
+    trainer.train()
+    assert [entry["decoded_spread"] for entry in adversarial_logs(trainer)] == [0.0] * 4
+    monkeypatch.setattr(adversarial, "FIRST_STEPS", 1)
+    trainer = make_adversary(max_steps=4, config={"reconstruction_weight": 0})
+    fill(trainer.model.decoder, 0.0)
+    trainer.train()
+    assert messages(caplog) == []
 
 
 def test_healthy_training_warns_of_nothing(make_adversary, monkeypatch, caplog):

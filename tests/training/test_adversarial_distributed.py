@@ -79,7 +79,8 @@ few = FewLabelsDataset(train, 20, 4, seed=0)
 run("game", AAEModel, train, reconstruction_weight=0.9)
 run("plain", AAEModel, train, reconstruction_weight=1)
 run("limit", AAEModel, train, reconstruction_weight=0)
-run("classifier", AAEForImageClassification, few, reconstruction_weight=0.9, posterior="gaussian")
+normed = {"posterior": "gaussian", "class_batch_norm": True}
+run("classifier", AAEForImageClassification, few, reconstruction_weight=0.9, **normed)
 # As in scripts/train.py.
 PartialState().destroy_process_group()
 """
@@ -88,7 +89,7 @@ PLAYERS = {
     "game": ["decoder", "discriminator", "encoder"],
     "plain": ["decoder", "encoder"],
     "limit": ["discriminator", "encoder"],
-    "classifier": ["class_discriminator", "decoder", "discriminator", "encoder"],
+    "classifier": ["class_discriminator", "code_norm", "decoder", "discriminator", "encoder"],
 }
 
 

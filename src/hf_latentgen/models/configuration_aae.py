@@ -29,7 +29,9 @@ class AAEConfig(ImageAutoencoderConfig):
         labelled_prior (`bool`, defaults to `False`):
             the discriminator is told the class of an image and the part of the prior a sample comes from
             (`"flower"` and `"swiss_roll"`, with `num_labels` parts).
-        discriminator_channels (`tuple`, defaults to `(512, 512)`): widths of the discriminator's hidden layers.
+        discriminator_channels (`tuple`, defaults to `(512, 512)`):
+            widths of the discriminator's hidden layers. The networks of the paper are `architecture="mlp"` with
+            `hidden_channels=(1000, 1000)` and `discriminator_channels=(1000, 1000)`.
         discriminator_noise_std (`float`, defaults to 0.0): Gaussian noise on the discriminator's input in training.
         input_noise_std (`float`, defaults to 0.0): Gaussian noise on the images, scaled to [-1, 1], in training.
         input_shift (`int`, defaults to 0):

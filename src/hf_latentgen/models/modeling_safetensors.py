@@ -50,6 +50,7 @@ class SafetensorsModel(PreTrainedModel):
             ValueError: `use_safetensors` is False.
             ConnectionError: the Hub does not answer, and the model is not in the cache.
             OSError: there are no safetensors, only pickles; or downloaded weights do not have their published hash.
+            RuntimeError: weights do not have the shapes of the configuration.
         """
         if use_safetensors is False:
             raise ValueError("use_safetensors must be True: pickled weights can run code when they are loaded")
@@ -70,6 +71,18 @@ class SafetensorsModel(PreTrainedModel):
                     "they are loaded: they are refused. Ask for a repository saved with `save_pretrained`"
                 ) from error
             raise
+        except RuntimeError as error:
+            # What transformers says then is to read the log.
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            again = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
+            _, report = super().from_pretrained(name, *model_args, use_safetensors=True, **again)
+            (weight, stored, expected), *others = sorted(report["mismatched_keys"])
+            raise RuntimeError(
+                f"{weight} must have shape {list(expected)}, as the configuration says, got {list(stored)} in {name}"
+                f"{f', and {len(others)} more weights of other shapes' if others else ''}; with "
+                "ignore_mismatched_sizes=True they are made anew"
+            ) from error
         if is_remote:
             place = (kwargs.get("revision"), kwargs.get("cache_dir"), kwargs.get("subfolder") or "")
             check_hashes(str(name), *place)

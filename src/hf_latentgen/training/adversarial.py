@@ -18,6 +18,8 @@ WINNING_ACCURACY = 0.99
 WINNING_STEPS = 1000
 # Standard deviation over a batch of the decoder output, averaged over pixels, below which all images are one.
 CONSTANT_SPREAD = 1e-3
+# A new decoder begins so, and has these steps to leave it.
+FIRST_STEPS = 500
 # Parts of an output that are logged, one number for each image.
 PER_IMAGE = (
     "reconstruction_loss",
@@ -49,7 +51,8 @@ class AdversarialTrainer(LatentTrainer):
     `supervised_loss` and `error`. Train logs also have `consistency_loss` and `balance_loss`, where they are in the
     objective, and the norm of the gradient of each player at the logged step.
 
-    It warns once when the discriminator has won, and when the decoder gives the same image for every code.
+    It warns once when the discriminator has won, and when a decoder that is trained gives the same image for every code
+    after 500 steps, or again.
     """
 
     args: AdversarialTrainingArguments
@@ -63,6 +66,7 @@ class AdversarialTrainer(LatentTrainer):
             if (weight == 1 and is_discriminator(name)) or (weight == 0 and name.startswith("decoder.")):
                 parameter.requires_grad_(False)
         self._winning_since: int | None = None
+        self._had_spread = False
         self._warned: set[str] = set()
         self.add_callback(_GradientNorms(self))
 
@@ -132,11 +136,17 @@ class AdversarialTrainer(LatentTrainer):
                     f"step {max(self._winning_since, 0)}: it has won, and the codes no longer move towards the prior. "
                     "Lower discriminator_learning_rate, or give it noise (discriminator_noise_std)"
                 )
-        if logs.get("decoded_spread", 1.0) < CONSTANT_SPREAD:
-            self._warn(
-                f"the decoder gives the same image for every code (standard deviation {logs['decoded_spread']:.1e} "
-                f"at step {self.state.global_step}): it has collapsed. Lower learning_rate"
-            )
+        if "decoded_spread" in logs and self.model.config.reconstruction_weight > 0:
+            is_constant = logs["decoded_spread"] < CONSTANT_SPREAD
+            if is_constant and (self._had_spread or self.state.global_step >= FIRST_STEPS):
+                self._warn_of_collapse(logs["decoded_spread"])
+            self._had_spread |= not is_constant
+
+    def _warn_of_collapse(self, spread: float) -> None:
+        self._warn(
+            f"the decoder gives the same image for every code (standard deviation {spread:.1e} at step "
+            f"{self.state.global_step}): it has collapsed. Lower learning_rate"
+        )
 
     def _warn(self, message: str) -> None:
         kind = message.split(" ")[1]

@@ -252,7 +252,7 @@ def _model_and_processor(
                 raise ValueError(f"the model type of {checkpoint} must be {expected}, got {config.model_type!r}")
             model = auto_class(config).from_pretrained(checkpoint, use_safetensors=True)
             return model, auto_processor(config).from_pretrained(checkpoint)
-        except (OSError, SafetensorError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"cannot load a model from {checkpoint}: {error}") from error
     config = AutoConfig.for_model(**recipe.model)
     model = auto_class(config).from_config(config)

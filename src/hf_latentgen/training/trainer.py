@@ -287,6 +287,10 @@ class _TrainerEvents(TrainerCallback):
     def on_optimizer_step(self, args, state, control, **kwargs):
         if self.trainer._ema is not None:
             self.trainer._ema.step(self.trainer.model.parameters())
+        if args.world_size > 1:
+            # Running statistics follow the images of a process; those of the first are evaluated and saved.
+            for buffer in self.trainer.model.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
 
 class ELBOTrainer(LatentTrainer):
