@@ -8,10 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
-    Gemma2Config,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
-    GptOssConfig,
     MistralConfig,
     ModernBertConfig,
     Qwen2Config,
@@ -435,17 +433,3 @@ def test_modernbert_gives_the_logits_and_gradients_of_eager(padding, calls):
             results.append([kept, *torch.autograd.grad(kept.square().mean(), trained, allow_unused=True)])
         torch.testing.assert_close(*results, atol=1e-5, rtol=0)
     assert set(calls) == {"banded_attention" if padding else "fused_attention"}
-
-
-@pytest.mark.parametrize(
-    ("config", "name"),
-    [
-        (GptOssConfig(**TINY, head_dim=8, num_key_value_heads=2, num_local_experts=2, sliding_window=16), "s_aux"),
-        (Gemma2Config(**TINY, head_dim=8, num_key_value_heads=2, sliding_window=16), "softcap"),
-    ],
-)
-def test_models_whose_attention_is_another_one_are_refused(config, name):
-    config._attn_implementation = "local_attention"
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(ValueError, match=f"{name} of .*Attention must be None .* attn_implementation='eager'"):
-        model(input_ids=tokens(40))

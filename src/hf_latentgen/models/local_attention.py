@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import causal_mask_function, sdpa_mask
+from transformers.masking_utils import causal_mask_function, or_masks, sdpa_mask
 from transformers.utils.import_utils import is_tracing
 
 from .local_attention_cpu import can_fuse, fused_attention
@@ -250,7 +250,8 @@ def local_attention_mask(
     Its five axes tell `local_attention_forward` that it is banded. On a CPU, where looking at it does not wait for a
     device, a mask that hides what is outside of the window and nothing else, no padding and no other document of a
     packed sequence, becomes one row that stands for all: ones [1, 1, 1, 1, view]. Layers without a window, short
-    inputs, decoding steps, static caches and an exported program of any length get transformers' own mask.
+    inputs, decoding steps, static caches, an exported program of any length, and masks that show more than the window,
+    such as all of an image in a text, get transformers' own mask.
     """
     if attention_mask is not None and attention_mask.dim() == 5:
         return attention_mask
@@ -262,7 +263,9 @@ def local_attention_mask(
     is_known = not isinstance(q_length, torch.SymInt)
     is_banded = is_known and window is not None and q_length > window > past >= 0
     aligned = not isinstance(q_offset, Tensor) and q_offset + q_length == kv_offset + kv_length
-    if window is None or not is_banded or not aligned or kwargs.get("use_vmap"):
+    # What transformers adds to a window, such as `block_sequence_ids`, it adds by this function.
+    is_wider = getattr(mask_function, "__qualname__", "").startswith(or_masks.__qualname__)
+    if window is None or not is_banded or not aligned or is_wider or kwargs.get("use_vmap"):
         return sdpa_mask(
             batch_size=batch_size,
             q_length=q_length,
@@ -305,9 +308,9 @@ def local_attention_forward(
     """Attention for transformers' interface: [B, N, H, D], and no weights.
 
     Raises:
-        ValueError: the model has attention sinks or caps its scores, which the kernels do not know.
+        ValueError: the model has attention sinks, adds to its scores or caps them, which the kernels do not know.
     """
-    for name in ("s_aux", "softcap"):
+    for name in ("s_aux", "sinks", "position_bias", "softcap"):
         if kwargs.get(name) is not None:
             allowed = "None for the attention of this name; load the model with attn_implementation='eager'"
             raise ValueError(f"{name} of {type(module).__name__} must be {allowed}")
