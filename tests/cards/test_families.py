@@ -131,10 +131,24 @@ def test_card_of_a_local_transformer(local, tmp_path, monkeypatch, capsys):
     assert "ROMEO:" in printed if reads_text else "bits per dimension, exact" in printed
 
 
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+def test_card_tells_of_the_copies_and_of_the_neighbourhood(local):
+    card = str(render_card(local | {"dataset_options": {"renamed_copies": 26, "block_size": 64}}, REPO_ID, []))
+    if "sample_text" in local:
+        assert "trained on 26 copies of the training text" in card
+        assert "the idea came from there" in card
+        assert "| `renamed_copies` | 26 |" in card
+        assert "copies of the training text" not in str(render_card(local, REPO_ID, []))
+        return
+    assert "the pixel before, of those above, above to the left and above to the right" in card
+    wider = str(render_card(change(local, ("model", "context_radius"), 3), REPO_ID, []))
+    assert "the 24 pixels before it that are at most 3 rows and columns away" in wider
+
+
 def test_tables_have_a_part_for_each_family(results, adversarial, classifier):
     table = results_table([results, adversarial, classifier])
     assert table.index("Variational autoencoders") < table.index("Adversarial autoencoders")
-    assert "| 0.995 | 0.0432 | - | 0.910 to 1.020 | - | - | - | - | 2 min 07 s |" in table
+    assert "| 0.995 | 0.0432 | - | 0.910 to 1.020 | - | - | - | - | - | - | 2 min 07 s |" in table
     assert "| 0.0330 ± 0.0020 |" in table
 
 

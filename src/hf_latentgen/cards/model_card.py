@@ -218,7 +218,11 @@ def render_card(
         num_parameters=f"{results['num_parameters']:,}",
         num_images=f"{results['num_images']:,}",
         train_time=duration(results["train_seconds"]),
-        training=[(f"`{key}`", _show(value)) for key, value in results["training"].items() if key != "seed"],
+        training=[
+            (f"`{key}`", _show(value))
+            for key, value in (results["training"] | results.get("dataset_options", {})).items()
+            if key != "seed"
+        ],
         diagnostics=[(words(key), describe_metric(key).show(value)) for key, value in diagnostics.items()],
         evaluation=_evaluation_summary(results.get("evaluation", {})),
         pictures=[(name, _caption(name, family(results))) for name in pictures],

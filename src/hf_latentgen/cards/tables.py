@@ -66,6 +66,8 @@ def _aae_columns(results: dict, folder: str) -> dict[str, str]:
         "Codes: std": f"{cell(results, 'code_min_std')} to {cell(results, 'code_max_std')}",
         "Frechet, in-domain": cell(results, "in_domain_frechet_distance"),
         "Coverage": cell(results, "in_domain_coverage"),
+        "Recall": cell(results, "in_domain_recall"),
+        "Class KL": cell(results, "class_histogram_kl_nats"),
         "Test error": error,
         "Reference": _main_reference(results, "test_error"),
         "Training": duration(results["train_seconds"]),

@@ -148,6 +148,7 @@ def evaluate_checkpoint(
             "num_parameters": model.num_parameters() if pipe is None else pipe.denoiser.num_parameters(),
             "weights_sha256": weights_sha256(Path(checkpoint)),
             "num_labelled": run["dataset"].get("num_labelled"),
+            "dataset_options": {key: value for key, value in run["dataset"].items() if key != "name"},
             "test_errors_of_draws": errors,
             "sample_text": sample,
             "model": _config_fields(model.config) if pipe is None else run["model"] | latent_prior.fields(pipe),
