@@ -10,6 +10,7 @@ line is left out. Prints a table and writes `adversarial_speed.json` beside this
 """
 
 import argparse
+import importlib.metadata
 import importlib.util
 import json
 import statistics
@@ -183,7 +184,8 @@ def main() -> None:
     }
     trainers = [name for name in speeds if name.startswith("AdversarialTrainer") and "pythae" in speeds]
     record["times_pythae"] = {name: speeds[name] / speeds["pythae"] for name in trainers}
-    record |= {"hardware": hardware(), "versions": versions(), "git_commit": git_commit()}
+    others = {"pythae": importlib.metadata.version("pythae")} if "pythae" in speeds else {}
+    record |= {"hardware": hardware(), "versions": versions() | others, "git_commit": git_commit()}
     arguments.output.write_text(json.dumps(record, indent=2) + "\n")
     for name, value in speeds.items():
         print(f"{name:<50}{value:8.0f} images/s")
