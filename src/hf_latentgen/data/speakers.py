@@ -8,7 +8,7 @@ from datasets import Dataset, IterableDataset
 from hf_latentgen.data.text import dataset_from_documents
 from hf_latentgen.models.tokenization_bytes import bytes_from_text
 
-# A heading of one word, as in "\n\nROMEO:\n": a first or second name, not a rank such as "KING RICHARD III".
+# A heading of one word, as in "\n\nROMEO:\n", not one of several, such as "KING RICHARD III".
 HEADING = re.compile(r"(?<=\n\n)[A-Z]{3,}(?=:\n)")
 # Characters of a piece within which a speaker keeps the new name: about the length of a scene.
 PIECE = 12_000
@@ -27,7 +27,7 @@ def renamed_copies(dataset: Dataset | IterableDataset, num_copies: int, seed: in
         raise ValueError("renamed_copies needs a data set in memory, got a stream.")
     seeds = random.Random(seed)
     texts = [rename_speakers(text, seeds.getrandbits(64)) for _ in range(num_copies) for text in dataset["text"]]
-    return dataset_from_documents([bytes_from_text(text) for text in texts], str(dataset.split))
+    return dataset_from_documents([bytes_from_text(text) for text in texts], str(dataset.split or "train"))
 
 
 def rename_speakers(text: str, seed: int, share: float = SHARE) -> str:
@@ -35,7 +35,9 @@ def rename_speakers(text: str, seed: int, share: float = SHARE) -> str:
 
     A speaker is a word in capitals alone on a line that follows an empty one and ends with a colon, as in
     `"\n\nROMEO:\n"`. Within a piece a speaker has one new name, there and where others speak of `Romeo`. New names are
-    the beginning of one name of the text and the end of another. A text without speakers comes back as it is.
+    the beginning of one name of the text and the end of another. Ranks such as `QUEEN` are names where they stand
+    alone; the heading at which a piece begins is seen when the speaker has another one there. A text without speakers
+    comes back as it is.
 
     seed: the same seed gives the same names.
     """
