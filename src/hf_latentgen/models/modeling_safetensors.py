@@ -76,8 +76,8 @@ class SafetensorsModel(PreTrainedModel):
             if "ignore_mismatched_sizes" not in str(error):
                 raise
             again = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
-            _, report = super().from_pretrained(name, *model_args, use_safetensors=True, **again)
-            (weight, stored, expected), *others = sorted(report["mismatched_keys"])
+            found: Any = super().from_pretrained(name, *model_args, use_safetensors=True, **again)
+            (weight, stored, expected), *others = sorted(found[1]["mismatched_keys"])
             raise RuntimeError(
                 f"{weight} must have shape {list(expected)}, as the configuration says, got {list(stored)} in {name}"
                 f"{f', and {len(others)} more weights of other shapes' if others else ''}; with "
