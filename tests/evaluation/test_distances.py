@@ -257,7 +257,8 @@ def test_parzen_is_precise_for_images(rng, bandwidth):
     kernels = -squares / (2 * bandwidth**2) - 392 * math.log(2 * math.pi * bandwidth**2)
     expected = np.logaddexp.reduce(kernels, axis=1) - math.log(300)
     mean, standard_error, _ = parzen_log_likelihood(samples, test, test, [bandwidth])
-    assert mean == pytest.approx(expected.mean(), abs=1e-3)
+    # Float32 errs by 1.4e-3 of 320 nats at the narrow bandwidth on some processors.
+    assert mean == pytest.approx(expected.mean(), abs=5e-3)
     assert standard_error == pytest.approx(expected.std(ddof=1) / math.sqrt(40), abs=1e-3)
 
 

@@ -22,6 +22,8 @@ from transformers.utils.import_utils import is_tracing
 from .local_attention_cpu import can_fuse, fused_attention
 
 NAME = "local_attention"
+# Name of the functions that transformers makes of several masks, of which one suffices.
+WIDER_MASK = or_masks(causal_mask_function).__name__
 INFERENCE_BLOCK = 64
 
 
@@ -264,7 +266,7 @@ def local_attention_mask(
     is_banded = is_known and window is not None and q_length > window > past >= 0
     aligned = not isinstance(q_offset, Tensor) and q_offset + q_length == kv_offset + kv_length
     # What transformers adds to a window, such as `block_sequence_ids`, it adds by this function.
-    is_wider = getattr(mask_function, "__qualname__", "").startswith(or_masks.__qualname__)
+    is_wider = mask_function.__name__ == WIDER_MASK
     if window is None or not is_banded or not aligned or is_wider or kwargs.get("use_vmap"):
         return sdpa_mask(
             batch_size=batch_size,
