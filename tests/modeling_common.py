@@ -13,6 +13,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 WEIGHTS = "model.safetensors"
+# Fields of a small transformer of transformers.
+TINY = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+}
 
 
 def perturb(model: PreTrainedModel, std: float = 0.2) -> None:

@@ -18,6 +18,7 @@ from transformers import (
 from hf_latentgen.models import local_attention as module
 from hf_latentgen.models import local_attention_cpu
 from hf_latentgen.models.local_attention import local_attention, local_attention_reference
+from modeling_common import TINY
 
 LENGTHS = (1, 2, 63, 64, 65, 130, 200)
 WINDOWS = (1, 2, 63, 64, 65, 100, 1000)
@@ -306,15 +307,6 @@ def test_compiles_to_one_graph():
     torch.compiler.reset()
 
 
-TINY = {
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-}
 CAUSAL = {
     "mistral": lambda: MistralConfig(**TINY, num_key_value_heads=2, sliding_window=16),
     "qwen2": lambda: Qwen2Config(

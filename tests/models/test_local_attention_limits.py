@@ -8,20 +8,11 @@ from transformers.models.inkling.configuration_inkling import InklingTextConfig
 
 import hf_latentgen  # noqa: F401
 from hf_latentgen.models.local_attention import local_attention_mask
+from modeling_common import TINY
 
-TINY = {
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-}
+GROUPED = {**TINY, "num_key_value_heads": 2, "head_dim": 8}
 INKLING = InklingTextConfig(
-    **TINY,
+    **GROUPED,
     swa_num_attention_heads=4,
     swa_num_key_value_heads=2,
     swa_head_dim=8,
@@ -40,8 +31,8 @@ INKLING = InklingTextConfig(
 @pytest.mark.parametrize(
     ("auto_class", "config", "name"),
     [
-        (AutoModelForCausalLM, GptOssConfig(**TINY, num_local_experts=2, sliding_window=16), "s_aux"),
-        (AutoModelForCausalLM, Gemma2Config(**TINY, sliding_window=16), "softcap"),
+        (AutoModelForCausalLM, GptOssConfig(**GROUPED, num_local_experts=2, sliding_window=16), "s_aux"),
+        (AutoModelForCausalLM, Gemma2Config(**GROUPED, sliding_window=16), "softcap"),
         (AutoModel, INKLING, "position_bias"),
     ],
 )
@@ -58,7 +49,7 @@ def test_masks_that_show_more_than_the_window_stay_whole():
     blocks[0, 40:170] = 0
     masks = {}
     for name in ("sdpa", "local_attention"):
-        config = MistralConfig(**TINY, sliding_window=16)
+        config = MistralConfig(**GROUPED, sliding_window=16)
         config._attn_implementation = name
         for ids in (None, blocks):
             masks[name, ids is None] = create_sliding_window_causal_mask(
