@@ -1,49 +1,75 @@
-"""Latent generative models as ordinary Hugging Face models. Importing the package registers its Auto classes."""
+"""Latent generative models as ordinary Hugging Face models. Importing the package registers its Auto classes.
 
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageClassification,
-    AutoTokenizer,
-)
+Public names are imported when they are first used, so that a model needs none of the training's dependencies.
+"""
 
-from hf_latentgen.data import LevelsDataset, TokenBlocksDataset, collate_levels, load_images, load_text
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+from transformers.models.auto.modeling_auto import AutoModel, AutoModelForCausalLM, AutoModelForImageClassification
+
 from hf_latentgen.models.configuration_aae import AAEConfig
 from hf_latentgen.models.configuration_local_transformer import LocalTransformerConfig
 from hf_latentgen.models.configuration_local_transformer_image import LocalTransformerImageConfig
 from hf_latentgen.models.configuration_vae import VAEConfig
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
-from hf_latentgen.models.local_attention import local_attention, local_attention_reference
-from hf_latentgen.models.modeling_aae import AAEModel, AAEOutput
+from hf_latentgen.models.modeling_aae import AAEModel
 from hf_latentgen.models.modeling_aae_classification import AAEForImageClassification
-from hf_latentgen.models.modeling_latent_denoiser import LatentDenoiser
 from hf_latentgen.models.modeling_local_transformer import LocalTransformerForCausalLM, LocalTransformerModel
 from hf_latentgen.models.modeling_local_transformer_image import LocalTransformerForImageGeneration
-from hf_latentgen.models.modeling_vae import VAEModel, VAEOutput
+from hf_latentgen.models.modeling_vae import VAEModel
 from hf_latentgen.models.tokenization_bytes import ByteTokenizer
-from hf_latentgen.pipelines import LatentGenPipeline
-from hf_latentgen.training.adversarial import AdversarialTrainer
-from hf_latentgen.training.arguments import AdversarialTrainingArguments, LatentTrainingArguments
-from hf_latentgen.training.likelihood import LikelihoodTrainer
-from hf_latentgen.training.trainer import ELBOTrainer
 
-AutoConfig.register("latentgen_vae", VAEConfig, exist_ok=True)
-AutoConfig.register("latentgen_aae", AAEConfig, exist_ok=True)
-AutoConfig.register("latentgen_local_transformer", LocalTransformerConfig, exist_ok=True)
-AutoConfig.register("latentgen_local_transformer_image", LocalTransformerImageConfig, exist_ok=True)
-AutoModel.register(VAEConfig, VAEModel, exist_ok=True)
-AutoModel.register(AAEConfig, AAEModel, exist_ok=True)
-AutoModel.register(LocalTransformerConfig, LocalTransformerModel, exist_ok=True)
-AutoModel.register(LocalTransformerImageConfig, LocalTransformerForImageGeneration, exist_ok=True)
+if TYPE_CHECKING:
+    from hf_latentgen.data import LevelsDataset, TokenBlocksDataset, collate_levels, load_images, load_text
+    from hf_latentgen.hub.loading import load
+    from hf_latentgen.hub.pipelines import LatentGenPipeline
+    from hf_latentgen.models.local_attention import local_attention, local_attention_reference
+    from hf_latentgen.models.modeling_aae import AAEOutput
+    from hf_latentgen.models.modeling_latent_denoiser import LatentDenoiser
+    from hf_latentgen.models.modeling_vae import VAEOutput
+    from hf_latentgen.training.adversarial import AdversarialTrainer
+    from hf_latentgen.training.arguments import AdversarialTrainingArguments, LatentTrainingArguments
+    from hf_latentgen.training.likelihood import LikelihoodTrainer
+    from hf_latentgen.training.trainer import ELBOTrainer
+
+__version__ = "0.1.0"
+
+for config_class, model_class in (
+    (VAEConfig, VAEModel),
+    (AAEConfig, AAEModel),
+    (LocalTransformerConfig, LocalTransformerModel),
+    (LocalTransformerImageConfig, LocalTransformerForImageGeneration),
+):
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    AutoModel.register(config_class, model_class, exist_ok=True)
 AutoModelForCausalLM.register(LocalTransformerConfig, LocalTransformerForCausalLM, exist_ok=True)
 AutoModelForImageClassification.register(AAEConfig, AAEForImageClassification, exist_ok=True)
 for config_class in (VAEConfig, AAEConfig, LocalTransformerImageConfig):
     AutoImageProcessor.register(config_class, image_processor_classes={"pil": LevelsImageProcessor}, exist_ok=True)
 AutoTokenizer.register(LocalTransformerConfig, tokenizer_class=ByteTokenizer, exist_ok=True)
 
-__version__ = "0.1.0"
+# Where the names that are imported on first use are defined.
+_MODULES = {
+    "AAEOutput": "models.modeling_aae",
+    "AdversarialTrainer": "training.adversarial",
+    "AdversarialTrainingArguments": "training.arguments",
+    "ELBOTrainer": "training.trainer",
+    "LatentDenoiser": "models.modeling_latent_denoiser",
+    "LatentGenPipeline": "hub.pipelines",
+    "LatentTrainingArguments": "training.arguments",
+    "LevelsDataset": "data",
+    "LikelihoodTrainer": "training.likelihood",
+    "TokenBlocksDataset": "data",
+    "VAEOutput": "models.modeling_vae",
+    "collate_levels": "data",
+    "load": "hub.loading",
+    "load_images": "data",
+    "load_text": "data",
+    "local_attention": "models.local_attention",
+    "local_attention_reference": "models.local_attention",
+}
 
 __all__ = [
     "AAEConfig",
@@ -70,8 +96,19 @@ __all__ = [
     "VAEModel",
     "VAEOutput",
     "collate_levels",
+    "load",
     "load_images",
     "load_text",
     "local_attention",
     "local_attention_reference",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

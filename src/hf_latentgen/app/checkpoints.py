@@ -1,6 +1,5 @@
 """The checkpoints that the demo offers, each with images to compare with."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,29 +9,23 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from hf_latentgen.data import LevelsDataset, load_images
+from hf_latentgen.data.descriptions import describe_data
 from hf_latentgen.data.sources import data_root
-from hf_latentgen.evaluation.checkpoints import load_checkpoint
-from hf_latentgen.models.auto import WEIGHTS
+from hf_latentgen.hub.files import has_weights
+from hf_latentgen.hub.loading import load, row_folders
+from hf_latentgen.hub.pipelines import LatentGenPipeline
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
-from hf_latentgen.models.modeling_aae import AAEModel
-from hf_latentgen.models.modeling_image_autoencoder import ImageAutoencoderModel
-from hf_latentgen.models.modeling_local_transformer import LocalTransformerForCausalLM
-from hf_latentgen.models.modeling_local_transformer_image import LocalTransformerForImageGeneration
-from hf_latentgen.models.modeling_vae import VAEModel
+from hf_latentgen.models.modeling_latentgen import LatentGenModel
 from hf_latentgen.models.tokenization_bytes import ByteTokenizer
-from hf_latentgen.pipelines import INDEX, LatentGenPipeline, is_pipeline
+from hf_latentgen.rows.evaluation import read_record
 
-DATA_TITLES = {"digits": "scikit-learn's digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 # Enough for a distribution and a map, few enough to be encoded while somebody waits.
 NUM_DIGITS = 500
 # A transformer draws its images pixel by pixel.
 NUM_DRAWN_DIGITS = 20
 BATCH_SIZE = 100
-# Where the package was installed from a clone, the trained rows lie beside it.
-MODEL_CARDS = Path(__file__).resolve().parents[3] / "model_cards"
 
 
 @dataclass
@@ -49,17 +42,12 @@ class Checkpoint:
     """A loaded checkpoint under the name that the page shows. Two are equal only if they are one."""
 
     name: str
-    model: PreTrainedModel
+    model: LatentGenModel
     processor: LevelsImageProcessor | ByteTokenizer
     dataset: str | None = None
     data_dir: str | None = None
     # Where a latent diffusion draws what the model decodes.
     prior: LatentGenPipeline | None = None
-
-    def __post_init__(self):
-        # A processor that was saved with its defaults is one of grey images, whatever the model is.
-        if isinstance(self.processor, LevelsImageProcessor):
-            self.processor.num_channels = self.model.config.num_channels
 
     @property
     def images(self) -> LevelsImageProcessor:
@@ -69,36 +57,25 @@ class Checkpoint:
     @property
     def family(self) -> str:
         """What kind of model it is, in words."""
-        if self.prior is not None:
-            return "latent diffusion prior"
-        if isinstance(self.model, VAEModel):
-            return "variational autoencoder"
-        if isinstance(self.model, AAEModel):
-            return "adversarial autoencoder"
-        return "transformer of pixels" if not isinstance(self.processor, ByteTokenizer) else "transformer of text"
+        return self.model.kind if self.prior is None else "latent diffusion prior"
 
     @property
     def title(self) -> str:
         """Name and sizes, in words."""
-        if isinstance(self.processor, ByteTokenizer):
+        if self.model.config.reads_text:
             return self.name
-        size = self.model.config.image_size
-        latents = f", {self.model.num_latents} latent numbers" if isinstance(self.model, ImageAutoencoderModel) else ""
-        return f"{self.name}: {size}×{size}{latents}"
+        size, latents = self.model.config.image_size, self.model.num_latents
+        return f"{self.name}: {size}×{size}{f', {latents} latent numbers' if latents else ''}"
 
     @property
     def num_classes(self) -> int:
         """How many classes a sample can be asked for, 0 when the model knows none."""
-        if self.prior is not None:
-            return self.prior.num_classes
-        if isinstance(self.model, ImageAutoencoderModel | LocalTransformerForImageGeneration):
-            return self.model.num_sample_classes
-        return 0
+        return self.model.num_sample_classes if self.prior is None else self.prior.num_classes
 
     @property
     def has_temperature(self) -> bool:
         """Whether samples have a temperature."""
-        return self.prior is None and not isinstance(self.model, AAEModel)
+        return self.model.has_temperature if self.prior is None else self.prior.has_temperature
 
     @cached_property
     def digits(self) -> Digits:
@@ -113,8 +90,8 @@ class Checkpoint:
             has_labels = "label" in dataset.column_names
             data = LevelsDataset(dataset.select(rows), self.images, with_labels=has_labels)
             labels = None if data.labels is None else data.labels.numpy()
-            return Digits(data.levels, labels, f"{len(rows)} test images of {DATA_TITLES.get(name, name)}")
-        number = NUM_DRAWN_DIGITS if isinstance(self.model, LocalTransformerForImageGeneration) else NUM_DIGITS
+            return Digits(data.levels, labels, f"{len(rows)} test images of {describe_data(name).title}")
+        number = NUM_DRAWN_DIGITS if self.model.can_complete else NUM_DIGITS
         levels = self.model.sample(number, torch.Generator().manual_seed(0)).cpu()  # pyright: ignore[reportCallIssue]
         where = "no test images are on this machine (HF_LATENTGEN_DATA can name their folder)"
         return Digits(levels, None, f"{number} samples of the model itself, because {where}")
@@ -123,41 +100,25 @@ class Checkpoint:
     @torch.no_grad()
     def codes(self) -> np.ndarray:
         """Latent means of `digits`. [N, L]."""
-        model = cast(ImageAutoencoderModel, self.model)
+        model = self.model
         batches = self.digits.levels.split(BATCH_SIZE)
         return torch.cat([model.posterior(batch.to(model.device)).mean.cpu() for batch in batches]).numpy()
 
     @cached_property
     def scores(self) -> np.ndarray:
-        """What `score` gives each image of `digits`. [N]."""
-        generator = torch.Generator().manual_seed(0)
-        return torch.cat([self.score(batch, generator) for batch in self.digits.levels.split(BATCH_SIZE)]).numpy()
-
-    @property
-    def score_name(self) -> str:
-        """What `score` is, in words."""
-        return "bits per dimension" if isinstance(self.model, VAEModel) else "mean squared error on [-1, 1]"
-
-    @torch.no_grad()
-    def score(self, levels: Tensor, generator: torch.Generator) -> Tensor:
-        """How badly an autoencoder fits each image: bits per dimension if it has a likelihood, else an error. [B]."""
-        levels = levels.to(self.model.device)
-        if isinstance(self.model, VAEModel):
-            return self.model.bits_per_dim(levels, generator).cpu()
-        means = cast(ImageAutoencoderModel, self.model).reconstruct(levels)
-        return ((means - levels) * (2 / (self.model.config.num_levels - 1))).square().flatten(1).mean(1).cpu()
+        """What the model's `score` gives each image of `digits`. [N]."""
+        generator, device = torch.Generator().manual_seed(0), self.model.device
+        batches = self.digits.levels.split(BATCH_SIZE)
+        return torch.cat([self.model.score(batch.to(device), generator).cpu() for batch in batches]).numpy()
 
 
 # What each tab of the page needs: its models, in words and as a condition.
 NEEDS = {
-    "sample": ("a model of images", lambda model: not isinstance(model, LocalTransformerForCausalLM)),
-    "map": (
-        "an autoencoder with two latent numbers",
-        lambda model: isinstance(model, ImageAutoencoderModel) and model.num_latents == 2,
-    ),
-    "autoencoder": ("an autoencoder", lambda model: isinstance(model, ImageAutoencoderModel)),
-    "complete": ("a transformer of pixels", lambda model: isinstance(model, LocalTransformerForImageGeneration)),
-    "text": ("a transformer of text", lambda model: isinstance(model, LocalTransformerForCausalLM)),
+    "sample": ("a model of images", lambda model: model.draws_images),
+    "map": ("an autoencoder with two latent numbers", lambda model: model.num_latents == 2),
+    "autoencoder": ("an autoencoder", lambda model: model.num_latents > 0),
+    "complete": ("a transformer of pixels", lambda model: model.can_complete),
+    "text": ("a transformer of text", lambda model: model.config.reads_text),
 }
 
 
@@ -179,17 +140,16 @@ class Checkpoints(dict[str, Checkpoint]):
         raise ValueError(f"This needs {NEEDS[need][0]}, got {given}. Fitting: {allowed}.")
 
 
-def default_checkpoints(folder: Path = MODEL_CARDS) -> list[str]:
-    """The trained rows that hold weights, the last names first: a VAE of MNIST makes the best beginning.
+def default_checkpoints() -> list[str]:
+    """The rows of the clone that hold weights, the last names first: a VAE of MNIST makes the best beginning.
 
     Raises:
         ValueError: there are none, as where the package was installed without its repository.
     """
-    rows = [path.parent for path in folder.glob(f"*/{WEIGHTS}") if (path.parent / "config.json").is_file()]
-    rows += [path.parent for path in folder.glob(f"*/{INDEX}") if (path.parent / "model" / WEIGHTS).is_file()]
+    rows = [str(folder) for folder in row_folders() if has_weights(folder)]
     if not rows:
         raise ValueError("CHECKPOINT must be given here, one or more folders or Hub ids: no trained model is at hand")
-    return sorted(map(str, rows), reverse=True)
+    return rows[::-1]
 
 
 def load_checkpoints(paths: list[str], data_dir: str | None = None) -> Checkpoints:
@@ -200,28 +160,18 @@ def load_checkpoints(paths: list[str], data_dir: str | None = None) -> Checkpoin
         data_dir: folder with `mnist/` and so on; HF_LATENTGEN_DATA when None.
 
     Raises:
-        ValueError: two folders have one name, or as in `load_checkpoint`.
+        ValueError: two folders have one name, or as in [`load`].
     """
     checkpoints = Checkpoints()
     for path in paths:
         name = Path(path).resolve().name if Path(path).is_dir() else path
         if name in checkpoints:
             raise ValueError(f"CHECKPOINT must have different names, got {name!r} twice")
-        dataset = _dataset(Path(path))
-        if is_pipeline(path):
-            pipe = LatentGenPipeline.from_pretrained(path)
-            pipe.set_progress_bar_config(disable=True)
-            prior = pipe if pipe.denoiser is not None else None
-            checkpoints[name] = Checkpoint(name, pipe.model, pipe.processor, dataset, data_dir, prior)
-        else:
-            checkpoints[name] = Checkpoint(name, *load_checkpoint(path), dataset, data_dir)
+        found = load(path)
+        prior = None
+        if found.denoiser is not None:
+            prior = LatentGenPipeline(*found.parts)
+            prior.set_progress_bar_config(disable=True)
+        dataset = read_record(found.folder).get("dataset")
+        checkpoints[name] = Checkpoint(name, found.model, found.processor, dataset, data_dir, prior)
     return checkpoints
-
-
-def _dataset(folder: Path) -> str | None:
-    """The data set that the records beside a checkpoint name."""
-    for record in ("results.json", "run.json"):
-        if (folder / record).is_file():
-            named = json.loads((folder / record).read_text(encoding="utf-8"))["dataset"]
-            return named if isinstance(named, str) else named["name"]
-    return None

@@ -19,11 +19,6 @@ from hf_latentgen.app.checkpoints import Checkpoint
 from hf_latentgen.app.figures import map_figure, mark_point, point_at, score_figure
 from hf_latentgen.evaluation.pictures import image_grid
 from hf_latentgen.models.image_processing_levels import EIGHT_BIT_MODES
-from hf_latentgen.models.modeling_aae import AAEModel
-from hf_latentgen.models.modeling_image_autoencoder import ImageAutoencoderModel
-from hf_latentgen.models.modeling_local_transformer import LocalTransformerForCausalLM
-from hf_latentgen.models.modeling_local_transformer_image import LocalTransformerForImageGeneration
-from hf_latentgen.models.modeling_vae import VAEModel
 from hf_latentgen.models.tokenization_bytes import EOS_TOKEN_ID, ByteTokenizer
 
 ANY_CLASS = -1
@@ -84,13 +79,13 @@ def sample(
     if checkpoint.prior is not None:
         drawn = checkpoint.prior(number, generator, output=output, output_type="pt", return_dict=False)
         steps = [cast(tuple, drawn)[0]]
-    elif isinstance(model, VAEModel):
-        steps = [model.sample(number, generator, output, temperature)]
-    elif isinstance(model, AAEModel):
-        steps = [model.sample(number, generator, output, labels)]
     else:
-        transformer = cast(LocalTransformerForImageGeneration, model)
-        steps = transformer.complete_by_row(transformer.blank(number), 0, generator, output, temperature, labels)
+        options: dict = {"temperature": temperature} if model.has_temperature else {}
+        options |= {"labels": labels} if checkpoint.num_classes else {}
+        if model.can_complete:
+            steps = model.complete_by_row(model.blank(number), 0, generator, output, **options)
+        else:
+            steps = [model.sample(number, generator, output, **options)]
     for levels in steps:
         yield grid(checkpoint, levels, int(np.ceil(np.sqrt(number))), GRID_WIDTH)
 
@@ -105,7 +100,7 @@ def map_limit(checkpoint: Checkpoint) -> float:
 @torch.no_grad()
 def latent_map(checkpoint: Checkpoint) -> Image.Image:
     """The latent plane: decoded at evenly spaced points, with the codes of the test images, coloured by class."""
-    model, limit = cast(ImageAutoencoderModel, checkpoint.model), map_limit(checkpoint)
+    model, limit = checkpoint.model, map_limit(checkpoint)
     axis = (torch.arange(MAP_CELLS) + 0.5) * (2 * limit / MAP_CELLS) - limit
     second, first = torch.meshgrid(axis.flip(0), axis, indexing="ij")
     levels = model.decode(torch.stack([first, second], -1).flatten(0, 1).to(model.device)).mean.mean(1)
@@ -118,7 +113,7 @@ def latent_map(checkpoint: Checkpoint) -> Image.Image:
 @torch.no_grad()
 def decode_point(checkpoint: Checkpoint, first: float, second: float) -> Image.Image:
     """The image that the two latent numbers stand for."""
-    model = cast(ImageAutoencoderModel, checkpoint.model)
+    model = checkpoint.model
     decoded = model.decode(torch.tensor([[first, second]], dtype=torch.float32, device=model.device))
     return grid(checkpoint, decoded.mean, 1, SINGLE_WIDTH)
 
@@ -200,22 +195,22 @@ def reconstruct(
     Shape: `levels` [1, C, H, W].
     """
     generator = make_generator(seed)
-    model = cast(ImageAutoencoderModel, checkpoint.model)
+    model = checkpoint.model
     reconstruction = model.reconstruct(levels.to(model.device))
-    draws = SCORE_DRAWS if isinstance(model, VAEModel) else 1
-    score = float(checkpoint.score(levels.expand(draws, -1, -1, -1), generator).mean())
+    draws = SCORE_DRAWS if model.likelihood == "bound" else 1
+    score = float(model.score(levels.expand(draws, -1, -1, -1).to(model.device), generator).mean())
     share = float((checkpoint.scores > score).mean())
     words = (
-        f"**{score:.3f} {checkpoint.score_name}.** {share:.0%} of the compared images score worse, "
+        f"**{score:.3f} {model.score_name}.** {share:.0%} of the compared images score worse, "
         f"{1 - share:.0%} better. Compared with {checkpoint.digits.source}."
     )
-    figure = score_figure(checkpoint.scores, score, checkpoint.score_name)
+    figure = score_figure(checkpoint.scores, score, model.score_name)
     return grid(checkpoint, levels, 1, SINGLE_WIDTH), grid(checkpoint, reconstruction, 1, SINGLE_WIDTH), figure, words
 
 
 def interpolate(checkpoint: Checkpoint, first: float, second: float, steps: float) -> Image.Image:
     """The images on the straight line between the codes of two test images, which stand at the two ends."""
-    model = cast(ImageAutoencoderModel, checkpoint.model)
+    model = checkpoint.model
     ends = [digit(checkpoint, index).to(model.device) for index in (first, second)]
     levels = model.interpolate(ends[0], ends[1], int(steps))[0]
     strip = torch.cat([ends[0], levels, ends[1]])
@@ -268,7 +263,7 @@ def complete(
         temperature: the logits are divided by it.
         seed: of the drawn pixels.
     """
-    model = cast(LocalTransformerForImageGeneration, checkpoint.model)
+    model = checkpoint.model
     generator, original = make_generator(seed), digit(checkpoint, index)
     rows = round(given / 100 * model.config.image_size)
     blank = original.long()
@@ -288,7 +283,7 @@ def continue_text(
         raise ValueError(f"Beginning must be a text of at most {MAX_PROMPT} characters, got {prompt and len(prompt)}.")
     if not temperature > 0:
         raise ValueError(f"Temperature must be above 0, got {temperature:g}.")
-    model, generator = cast(LocalTransformerForCausalLM, checkpoint.model), make_generator(seed)
+    model, generator = checkpoint.model, make_generator(seed)
     tokenizer = ByteTokenizer(errors="replace")
     ids = torch.tensor([tokenizer(prompt)["input_ids"]], device=model.device)
     written = ids[0].tolist()

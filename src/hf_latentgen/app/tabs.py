@@ -48,7 +48,7 @@ def _model_choice(checkpoints: Checkpoints, need: str, explanation: str) -> gr.D
     if not fitting:
         gr.Markdown(
             f"**No model for this tab is loaded.** It needs {NEEDS[need][0]}: "
-            "`python -m hf_latentgen.app CHECKPOINT` loads one from a folder or from the Hub."
+            "`hf-latentgen app CHECKPOINT` loads one from a folder or from the Hub."
         )
     # Another name is answered by a message that says what would fit.
     choices = [(checkpoint.title, checkpoint.name) for checkpoint in fitting]

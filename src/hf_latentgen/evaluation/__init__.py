@@ -1,1 +1,1 @@
-"""Scores and pictures of a trained model, and the floor that needs no model."""
+"""Scores of arrays and of models, their schema, pictures, and the baselines that need no model."""

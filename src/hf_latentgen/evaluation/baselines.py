@@ -1,4 +1,4 @@
-"""The floor of a data set: codes without a network that every model has to beat, in bits per dimension.
+"""Codes without a network, whose scores every model has to get below, in bits per dimension.
 
 The counting models are fitted on training images and scored on test images; the compressors see the test images only.
 """
@@ -11,8 +11,10 @@ import struct
 import zlib
 
 import numpy as np
+import torch
 from PIL import Image
 
+from hf_latentgen.data import LevelsDataset
 from hf_latentgen.models.bits import nats_to_bits_per_dim
 
 # Rows and columns from a pixel to its causal neighbours W, N, NW, NE; the last one is the first to be left out.
@@ -23,7 +25,15 @@ MAX_TABLE_ENTRIES = 2**20
 CHUNK = 4096
 
 
-def floor_scores(train_levels: np.ndarray, test_levels: np.ndarray, num_levels: int) -> dict[str, float]:
+def image_baselines(
+    train: LevelsDataset, validation: LevelsDataset, test: LevelsDataset, num_levels: int
+) -> dict[str, float]:
+    """Score of every baseline on the test images; those that count have seen the training and validation images."""
+    seen = torch.cat([train.levels, validation.levels]).numpy()
+    return baseline_scores(seen, test.levels.numpy(), num_levels)
+
+
+def baseline_scores(train_levels: np.ndarray, test_levels: np.ndarray, num_levels: int) -> dict[str, float]:
     """Score of every baseline on the test images, in bits per dimension.
 
     Shape: `train_levels` and `test_levels` [N, C, H, W], integers in `[0, num_levels - 1]`.

@@ -3,11 +3,11 @@
 import torch
 
 from hf_latentgen.data import LevelsDataset
-from hf_latentgen.models.modeling_aae_classification import AAEForImageClassification
+from hf_latentgen.models.modeling_latentgen import LatentGenModel
 
 
 @torch.no_grad()
-def name_clusters(model: AAEForImageClassification, validation: LevelsDataset, batch_size: int = 128) -> list[int]:
+def name_clusters(model: LatentGenModel, validation: LevelsDataset, batch_size: int = 128) -> list[int]:
     """The class of each cluster: the label of the validation image that belongs to it most surely.
 
     Source: Makhzani et al. (2015), section 6.
@@ -26,7 +26,7 @@ def name_clusters(model: AAEForImageClassification, validation: LevelsDataset, b
 
 
 @torch.no_grad()
-def classification_error(model: AAEForImageClassification, dataset: LevelsDataset, batch_size: int = 128) -> float:
+def classification_error(model: LatentGenModel, dataset: LevelsDataset, batch_size: int = 128) -> float:
     """Fraction of images whose most likely class is not their label. The model is put into `eval()` mode.
 
     Raises:

@@ -7,14 +7,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from hf_latentgen.models.modeling_image_autoencoder import ImageAutoencoderModel
+from hf_latentgen.models.modeling_latentgen import LatentGenModel
 
 ACTIVITY_THRESHOLD = 0.01
 
 
 @torch.no_grad()
 def posterior_moments(
-    model: ImageAutoencoderModel, levels: Tensor, batch_size: int = 128
+    model: LatentGenModel, levels: Tensor, batch_size: int = 128
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of the posterior of each image. Two arrays [N, L].
 

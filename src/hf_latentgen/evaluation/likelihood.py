@@ -1,15 +1,16 @@
-"""The likelihood of a whole split under a VAE: the ELBO with its two parts, and the importance-weighted estimate."""
+"""The likelihood of a whole split: bound and importance-weighted estimate of a VAE, or the exact one of other models."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModel
 from transformers.utils import logging
 
+from hf_latentgen.data import LevelsDataset
+from hf_latentgen.hub.loading import new_model
 from hf_latentgen.models.bits import nats_to_bits_per_dim
-from hf_latentgen.models.modeling_vae import VAEModel
+from hf_latentgen.models.modeling_latentgen import LatentGenModel
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,14 @@ class LikelihoodScores:
     Args:
         distortion: `-log p(x|z)` at one posterior sample. [N].
         rate: `KL(q(z|x) || p(z))`. [N].
-        importance_nll: importance-weighted estimate of `-log p(x)`. [N].
+        importance_nll: importance-weighted estimate of `-log p(x)`, [N], or None for K = 0.
         num_importance_samples: the K of that estimate.
         num_dims: dimensions of one image.
     """
 
     distortion: np.ndarray
     rate: np.ndarray
-    importance_nll: np.ndarray
+    importance_nll: np.ndarray | None
     num_importance_samples: int
     num_dims: int
 
@@ -40,22 +41,71 @@ class LikelihoodScores:
         estimate = f"iw{self.num_importance_samples}"
         arrays = {
             "bits_per_dim": nats_to_bits_per_dim(self.negative_elbo, self.num_dims),
-            f"bits_per_dim_{estimate}": nats_to_bits_per_dim(self.importance_nll, self.num_dims),
             "negative_elbo_nats": self.negative_elbo,
-            f"nll_nats_{estimate}": self.importance_nll,
             "distortion_nats": self.distortion,
             "rate_nats": self.rate,
         }
-        scores = {}
-        for name, values in arrays.items():
-            scores[name] = float(values.mean())
-            scores[f"{name}_standard_error"] = float(values.std(ddof=1) / len(values) ** 0.5)
-        return scores
+        if self.importance_nll is not None:
+            arrays[f"bits_per_dim_{estimate}"] = nats_to_bits_per_dim(self.importance_nll, self.num_dims)
+            arrays[f"nll_nats_{estimate}"] = self.importance_nll
+        return with_standard_errors(arrays)
+
+
+def with_standard_errors(arrays: dict[str, np.ndarray]) -> dict[str, float]:
+    """Mean of each array [N] by its name, and the standard error of that mean, whose name ends in it."""
+    scores = {}
+    for name, values in arrays.items():
+        scores[name] = float(values.mean())
+        scores[f"{name}_standard_error"] = float(values.std(ddof=1) / len(values) ** 0.5)
+    return scores
+
+
+def fresh_model(model: LatentGenModel, seed: int) -> LatentGenModel:
+    """A model of the same configuration with fresh weights, where a training would start. Torch's generator stays."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return new_model(model.config).to(model.device)
+
+
+def exact_metrics(model: LatentGenModel, dataset: LevelsDataset, batch_size: int = 128) -> dict[str, float]:
+    """Mean over all images of the exact `-log p(x)`, in bits per dimension and in nats, with standard errors.
+
+    Errors as in `image_nats`.
+    """
+    nats = image_nats(model, dataset, batch_size)
+    bits = nats_to_bits_per_dim(nats, model.config.num_dims)
+    return with_standard_errors({"exact_bits_per_dim": bits, "nll_nats": nats})
+
+
+@torch.no_grad()
+def image_nats(model: LatentGenModel, dataset: LevelsDataset, batch_size: int = 128) -> np.ndarray:
+    """`-log p(x)` of every image, exact, in nats. [N]. The model is put into `eval()` mode.
+
+    Raises:
+        ValueError: fewer than two images (there would be no standard error), bad levels, or a score that is not finite.
+    """
+    if len(dataset) < 2:
+        raise ValueError(f"dataset must hold at least 2 images, got {len(dataset)}")
+    model.eval()
+    is_conditional = model.config.is_class_conditional
+    nats = []
+    for start in logging.tqdm(range(0, len(dataset), batch_size), desc="likelihood"):
+        part = slice(start, start + batch_size)
+        labels = dataset.labels[part].to(model.device) if is_conditional and dataset.labels is not None else None
+        output = model(dataset.levels[part].to(model.device), labels=labels, return_loss=False)
+        nats.append(output.negative_log_likelihood.double().cpu())
+    scores = torch.cat(nats).numpy()
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            f"the scores of {(~np.isfinite(scores)).sum()} of {len(scores)} images are not finite: the weights are "
+            "damaged or the training diverged"
+        )
+    return scores
 
 
 @torch.no_grad()
 def evaluate_elbo(
-    model: VAEModel, levels: Tensor, batch_size: int = 128, seed: int = 0
+    model: LatentGenModel, levels: Tensor, batch_size: int = 128, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distortion and rate of every image with one posterior sample, in nats. Two arrays [N].
 
@@ -83,13 +133,14 @@ def evaluate_elbo(
 
 @torch.no_grad()
 def evaluate_likelihood(
-    model: VAEModel, levels: Tensor, batch_size: int = 128, seed: int = 0, num_importance_samples: int = 500
+    model: LatentGenModel, levels: Tensor, batch_size: int = 128, seed: int = 0, num_importance_samples: int = 500
 ) -> LikelihoodScores:
     """ELBO and importance-weighted estimate of every image, in nats.
 
     Both start from a generator with the same seed, so that the ELBO does not depend on the number of samples.
 
-    Shape and arguments as in `evaluate_elbo`; `num_importance_samples` is the K of the estimate.
+    Shape and arguments as in `evaluate_elbo`; `num_importance_samples` is the K of the estimate, of which there is none
+    for 0.
 
     Raises:
         ValueError: fewer than two images (there would be no standard error), bad levels, or a score that is not finite.
@@ -99,13 +150,14 @@ def evaluate_likelihood(
     if len(levels) < 2:
         raise ValueError(f"levels must hold at least 2 images, got {len(levels)}")
     distortion, rate = evaluate_elbo(model, levels, batch_size, seed)
-    generator = torch.Generator().manual_seed(seed)
-    log_likelihood = [
-        model.log_likelihood(batch.to(model.device), num_importance_samples, generator=generator).double().cpu()
-        for batch in logging.tqdm(levels.split(batch_size), desc=f"importance samples, K = {num_importance_samples}")
-    ]
-    importance_nll = -torch.cat(log_likelihood).numpy()
-    wrong = ~np.isfinite(distortion + rate + importance_nll)
+    importance_nll, generator = None, torch.Generator().manual_seed(seed)
+    if num_importance_samples > 0:
+        log_likelihood = [
+            model.log_likelihood(batch.to(model.device), num_importance_samples, generator=generator).double().cpu()
+            for batch in logging.tqdm(levels.split(batch_size), desc=f"importance samples, K = {num_importance_samples}")
+        ]
+        importance_nll = -torch.cat(log_likelihood).numpy()
+    wrong = ~np.isfinite(distortion + rate + (0 if importance_nll is None else importance_nll))
     if wrong.any():
         raise ValueError(
             f"the scores of {wrong.sum()} of {len(levels)} images are not finite, the first one of image "
@@ -114,7 +166,7 @@ def evaluate_likelihood(
     return LikelihoodScores(distortion, rate, importance_nll, num_importance_samples, model.config.num_dims)
 
 
-def untrained_metrics(model: VAEModel, levels: Tensor, batch_size: int = 128, seed: int = 0) -> dict[str, float]:
+def untrained_metrics(model: LatentGenModel, levels: Tensor, batch_size: int = 128, seed: int = 0) -> dict[str, float]:
     """Where training starts, for the configuration of a model: bits per dimension with fresh and with all-zero weights.
 
     All-zero weights make every level equally likely and the posterior the prior: exactly log2(num_levels), and a rate
@@ -122,9 +174,7 @@ def untrained_metrics(model: VAEModel, levels: Tensor, batch_size: int = 128, se
 
     Shape and arguments as in `evaluate_elbo`; `seed` also sets the fresh weights.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        fresh = AutoModel.from_config(model.config).to(model.device)
+    fresh = fresh_model(model, seed)
     distortion, rate = evaluate_elbo(fresh, levels, batch_size, seed)
     for parameter in fresh.parameters():
         torch.nn.init.zeros_(parameter)

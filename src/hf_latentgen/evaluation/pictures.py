@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from hf_latentgen.evaluation.results import Results
 from hf_latentgen.models.image_processing_levels import uint8_from_levels
 
 # Mid-grey, so that the border differs from the black background and from white strokes.
@@ -87,7 +88,7 @@ def manifold_grid(
 def history_plot(
     history: list[dict[str, float]],
     references: dict[str, float] | None = None,
-    floor: dict[str, float] | None = None,
+    baseline: dict[str, float] | None = None,
     metric: str = "bits_per_dim",
     label: str = "bits per dimension",
 ) -> Image.Image:
@@ -96,7 +97,7 @@ def history_plot(
     Args:
         history: one `{"epoch": ..., "eval_<metric>": ...}` per evaluation.
         references: label -> published score, drawn as dashed lines.
-        floor: label -> score of a baseline without a network, drawn as dotted lines.
+        baseline: label -> score of a code without a network, drawn as dotted lines.
         metric: name of the score.
         label: what the vertical axis shows.
 
@@ -111,10 +112,10 @@ def history_plot(
         figure = Figure(figsize=(6.4, 4.0), dpi=100, layout="constrained")
         axes = figure.subplots()
         axes.plot(epochs, scores, color="tab:blue", marker="." if len(scores) < 30 else None, label="validation")
-        for style, lines in (("--", references or {}), (":", floor or {})):
+        for style, lines in (("--", references or {}), (":", baseline or {})):
             for index, (name, value) in enumerate(lines.items()):
                 axes.axhline(value, linestyle=style, color=f"C{index + (1 if style == '--' else 5)}", label=name)
-        shown = [*scores, *(references or {}).values(), *(floor or {}).values()]
+        shown = [*scores, *(references or {}).values(), *(baseline or {}).values()]
         # The first evaluations lie far above the rest and would flatten everything of interest.
         top = min(max(shown), 1.6 * min(shown))
         margin = 0.05 * (top - min(shown)) or 0.05 * top
@@ -125,13 +126,12 @@ def history_plot(
         return _render(figure)
 
 
-def likelihood_history(results: dict, metric: str = "bits_per_dim", label: str = "bits per dimension") -> Image.Image:
-    """The validation score of a `results.json` against epochs, beside the published scores and the best floor."""
-    floor = results["floor"]
-    best = min(floor, key=floor.__getitem__)
-    published = {entry["name"]: entry["value"] for entry in results["reference"] if entry["metric"] == metric}
-    name = f"floor: {best.removesuffix(f'_{metric}').replace('_', ' ')}"
-    return history_plot(results["history"], published, {name: floor[best]}, metric, label)
+def likelihood_history(results: Results, metric: str = "bits_per_dim", label: str = "bits per dimension") -> Image.Image:
+    """The validation score of results against epochs, beside the published scores and the best baseline."""
+    best = min(results.baseline, key=results.baseline.__getitem__)
+    published = {entry["name"]: entry["value"] for entry in results.reference if entry["metric"] == metric}
+    name = f"baseline: {best.removesuffix(f'_{metric}').replace('_', ' ')}"
+    return history_plot(results.history, published, {name: results.baseline[best]}, metric, label)
 
 
 def latent_scatter(means: np.ndarray, labels: np.ndarray) -> Image.Image:

@@ -1,11 +1,15 @@
 """Where a number comes from: hardware, versions and commit, as recorded in run.json and results.json."""
 
+import json
+import os
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from pathlib import Path
 
 import torch
+
+from hf_latentgen.data.sources import DATA_DIR_VARIABLE
 
 PACKAGES = ("hf-latentgen", "torch", "transformers", "diffusers", "datasets", "accelerate")
 
@@ -25,12 +29,42 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
+def environment() -> dict[str, str]:
+    """What a bug report needs: versions, device, threads, the commit of the package, and where data is looked for."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    return {
+        **versions(),
+        "git commit": git_commit(),
+        "platform": platform.platform(),
+        "device": str(device),
+        "hardware": hardware(),
+        DATA_DIR_VARIABLE: os.environ.get(DATA_DIR_VARIABLE, "not set"),
+    }
+
+
 def git_commit() -> str:
-    """The commit of the source tree, marked "-dirty" when tracked files differ from it, or "unknown" outside of one."""
-    folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    described = subprocess.run(command, capture_output=True, text=True, check=False)
-    return described.stdout.strip() if described.returncode == 0 else "unknown"
+    """The commit of this package's source tree, marked "-dirty" when tracked files differ from it, or "unknown".
+
+    A package that was installed from git tells the commit that pip recorded. One that lies in somebody else's
+    repository, such as a virtual environment in a folder under git, does not take that one's commit for its own.
+    """
+    recorded = json.loads(distribution("hf-latentgen").read_text("direct_url.json") or "{}")
+    if commit := recorded.get("vcs_info", {}).get("commit_id"):
+        return commit
+    package = Path(__file__).resolve().parents[1]
+    top = _git(package, "rev-parse", "--show-toplevel")
+    if not top or package != Path(top).resolve() / "src" / package.name:
+        return "unknown"
+    return _git(package, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or "unknown"
+
+
+def _git(folder: Path, *words: str) -> str:
+    """What git says in a folder, or nothing where there is no git or no repository."""
+    try:
+        answer = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return answer.stdout.strip() if answer.returncode == 0 else ""
 
 
 def _lines(path: Path) -> list[str]:

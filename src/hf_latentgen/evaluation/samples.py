@@ -11,16 +11,18 @@ from hf_latentgen.data import LevelsDataset
 from hf_latentgen.evaluation.latents import posterior_moments
 from hf_latentgen.evaluation.pictures import image_grid, latent_scatter, manifold_grid, reconstruction_grid
 from hf_latentgen.models.distributions import OUTPUTS
-from hf_latentgen.models.modeling_image_autoencoder import ImageAutoencoderModel
-from hf_latentgen.models.modeling_local_transformer_image import LocalTransformerForImageGeneration
+from hf_latentgen.models.modeling_latentgen import LatentGenModel
 
 NUM_SAMPLES = 64
 NUM_RECONSTRUCTIONS = 32
 NUM_INTERPOLATIONS = 8
+# Test images that are completed, and completions of each.
+NUM_COMPLETED = 8
+NUM_COMPLETIONS = 7
 
 
 @torch.no_grad()
-def reconstruction_mse(model: ImageAutoencoderModel, levels: Tensor, batch_size: int = 128) -> float:
+def reconstruction_mse(model: LatentGenModel, levels: Tensor, batch_size: int = 128) -> float:
     """Mean squared error of the decoder mean at the latent mean, over all pixels, levels scaled to [0, 1].
 
     Shape: `levels` [N, C, H, W]. The model is put into `eval()` mode.
@@ -34,7 +36,7 @@ def reconstruction_mse(model: ImageAutoencoderModel, levels: Tensor, batch_size:
 
 
 def prior_samples(
-    model: ImageAutoencoderModel | LocalTransformerForImageGeneration,
+    model: LatentGenModel,
     num_images: int,
     seed: int = 0,
     outputs: Sequence[str] = OUTPUTS,
@@ -47,6 +49,20 @@ def prior_samples(
     return {
         output: model.sample(num_images, generator=torch.Generator().manual_seed(seed), output=output).cpu()
         for output in outputs
+    }
+
+
+def memory_check(samples: Tensor, train: Tensor, test: Tensor, num_levels: int) -> dict[str, float]:
+    """How near samples, and as many test images, are to the nearest training images, levels scaled to [0, 1].
+
+    Samples much nearer to the training images than unseen images are would be memorised ones.
+
+    Shape: all [N, C, H, W].
+    """
+    unseen = test[spread_indices(len(test), len(samples))]
+    return {
+        f"nearest_training_image_rmse_of_{name}": float((nearest_images(levels, train)[1] / (num_levels - 1)).mean())
+        for name, levels in (("samples", samples), ("test_images", unseen))
     }
 
 
@@ -70,7 +86,7 @@ def nearest_images(levels: Tensor, candidates: Tensor) -> tuple[np.ndarray, np.n
 
 @torch.no_grad()
 def autoencoder_pictures(
-    model: ImageAutoencoderModel, train: LevelsDataset, test: LevelsDataset, seed: int = 0
+    model: LatentGenModel, train: LevelsDataset, test: LevelsDataset, seed: int = 0
 ) -> dict[str, Image.Image]:
     """Pictures by name: samples, alone and above the nearest training images, reconstructions, interpolations.
 
@@ -101,3 +117,36 @@ def autoencoder_pictures(
 def spread_indices(length: int, count: int) -> np.ndarray:
     """Indices of `count` images spread evenly over `length`. [count]."""
     return np.linspace(0, length - 1, count).round().astype(np.int64)
+
+
+@torch.no_grad()
+def code_samples(model: LatentGenModel, levels: Tensor, batch_size: int = 128, seed: int = 0) -> np.ndarray:
+    """A code (for a classifier: a style) from the posterior of each image. [N, latent_dim].
+
+    Shape: `levels` [N, C, H, W]. The model is put into `eval()` mode.
+    """
+    model.eval()
+    generator = torch.Generator().manual_seed(seed)
+    batches = levels.split(batch_size)
+    return torch.cat([model.encode(batch.to(model.device)).sample(generator).cpu() for batch in batches]).numpy()
+
+
+def drawn_samples(model: LatentGenModel, num_images: int, seed: int = 0, batch_size: int = 500) -> Tensor:
+    """Images from the prior, as the decoder gives them: real levels. [num_images, C, H, W]."""
+    model.eval()
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [min(batch_size, num_images - start) for start in range(0, num_images, batch_size)]
+    return torch.cat([model.sample(size, generator, output="mean").cpu() for size in sizes])
+
+
+def completions(model: LatentGenModel, test: LevelsDataset, seed: int = 0) -> Tensor:
+    """Eight test images, one a row: the image, then seven ways to go on from its upper half. [64, C, H, W]."""
+    chosen = spread_indices(len(test), NUM_COMPLETED)
+    images = test.levels[chosen]
+    repeated = images.repeat_interleave(NUM_COMPLETIONS, 0).to(model.device)
+    labels = None
+    if model.config.is_class_conditional and test.labels is not None:
+        labels = test.labels[chosen].repeat_interleave(NUM_COMPLETIONS).to(model.device)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = model.complete(repeated, images.shape[2] // 2, generator, labels=labels).cpu()
+    return torch.cat([images.unsqueeze(1), drawn.unflatten(0, (NUM_COMPLETED, NUM_COMPLETIONS))], 1).flatten(0, 1)

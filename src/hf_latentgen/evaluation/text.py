@@ -11,38 +11,32 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_latentgen.data import load_text
+from hf_latentgen.evaluation.likelihood import fresh_model
 from hf_latentgen.models.bits import nats_to_bits_per_byte
-from hf_latentgen.models.modeling_local_transformer import LocalTransformerForCausalLM
+from hf_latentgen.models.modeling_latentgen import LatentGenModel
 from hf_latentgen.models.tokenization_bytes import (
     BOS_TOKEN_ID,
     EOS_TOKEN_ID,
     NUM_BYTES,
     ByteTokenizer,
-    bytes_from_text,
 )
 
 # Ids that are scored at once, and before each step of dynamic evaluation.
 STRIDE, DYNAMIC_STRIDE = 1024, 256
 # Of dynamic evaluation; the validation split chooses.
 LEARNING_RATES = (5e-5, 1e-4, 2e-4, 4e-4)
-# Bytes before the one to predict that the counting floor looks at.
+# Bytes before the one to predict that the counting baseline looks at.
 ORDER = 4
 SAMPLE_LENGTH = 600
 # Test bytes that a sample goes on from.
 PROMPT_LENGTH = 64
 
 
-def load_documents(name: str, split: str, data_dir: str | None = None) -> list[bytes]:
-    """The documents of a split as bytes. Arguments and errors as in [`load_text`]."""
-    return [bytes_from_text(text) for text in load_text(name, split, data_dir=data_dir)["text"]]
-
-
-def measure(
-    model: LocalTransformerForCausalLM,
+def measure_text(
+    model: LatentGenModel,
     train: Sequence[bytes],
     validation: Sequence[bytes],
     test: Sequence[bytes],
@@ -59,9 +53,7 @@ def measure(
     dynamic = {rate: text_scores(model, validation, context, rate)["bits_per_byte"] for rate in LEARNING_RATES}
     rate = min(dynamic, key=dynamic.__getitem__)
     scores["dynamic_bits_per_byte"] = text_scores(model, test, context, rate)["bits_per_byte"]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        fresh = AutoModelForCausalLM.from_config(model.config).to(model.device)
+    fresh = fresh_model(model, seed)
     num_bytes = sum(map(len, test))
     seen = b"".join(train)[:num_bytes]
     diagnostics = {
@@ -79,7 +71,7 @@ def measure(
     return scores, diagnostics
 
 
-def sample_text(model: LocalTransformerForCausalLM, prompt: bytes, seed: int = 0) -> str:
+def sample_text(model: LatentGenModel, prompt: bytes, seed: int = 0) -> str:
     """The prompt and how the model goes on from it, drawn at temperature 1; what is not UTF-8 is shown as U+FFFD."""
     ids = torch.tensor([[BOS_TOKEN_ID, *prompt]], device=model.device)
     with torch.random.fork_rng():
@@ -156,7 +148,7 @@ def text_scores(
     """`nll_nats` of all documents together, `num_bytes`, and their `bits_per_byte`, which is no mean of means.
 
     With a learning rate it is dynamic evaluation: a copy of the model goes on learning from each part of the documents
-    once that is scored, by Adam. That too is the length of a code, as that of the counts in [`text_floors`], which go
+    once that is scored, by Adam. That too is the length of a code, as that of the counts in [`text_baselines`], which go
     on in the same way.
 
     Source: Krause, Kahembwe, Murray and Renals (2018), Dynamic Evaluation of Neural Sequence Models.
@@ -170,7 +162,7 @@ def text_scores(
     return {"bits_per_byte": nats_to_bits_per_byte(nats, num_bytes), "nll_nats": nats, "num_bytes": num_bytes}
 
 
-def text_floors(train: bytes, test: bytes) -> dict[str, float]:
+def text_baselines(train: bytes, test: bytes) -> dict[str, float]:
     """Bits per byte of the test bytes for codes without a network that have read the training bytes first.
 
     bz2 and xz: how many bytes longer the compressed training bytes get when the test bytes follow them. (bz2 looks back

@@ -3,7 +3,8 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_image_autoencoder import ImageAutoencoderConfig, require
+from .configuration_image_autoencoder import ImageAutoencoderConfig
+from .configuration_latentgen import require
 
 RECONSTRUCTIONS = ("mse", "categorical")
 POSTERIORS = ("deterministic", "gaussian")
@@ -80,6 +81,16 @@ class AAEConfig(ImageAutoencoderConfig):
     cluster_labels: list[int] | tuple[int, ...] | None = None
 
     @property
+    def auto_model(self) -> str:
+        """Name of the Auto class of transformers that makes the model: `architectures` names a classifier."""
+        classifies = any("Classification" in name for name in self.architectures or [])
+        return "AutoModelForImageClassification" if classifies else "AutoModel"
+
+    def described(self) -> dict:
+        """The fields of [`LatentGenConfig.described`], and the number of classes."""
+        return super().described() | {"num_labels": self.num_classes}
+
+    @property
     def num_classes(self) -> int:
         """Number of classes: what transformers calls `num_labels`."""
         return len(self.id2label or {})
@@ -108,6 +119,9 @@ class AAEConfig(ImageAutoencoderConfig):
         require(self.prior in PRIORS, "prior", self.prior, f"one of {PRIORS}")
         if self.prior in PLANAR_PRIORS:
             require(self.latent_dim == 2, "latent_dim", self.latent_dim, f"2 for prior={self.prior!r}")
+            if self.prior == "flower":
+                # Two classes are the default of transformers, and two petals are no flower.
+                require(self.num_classes >= 3, "num_labels", self.num_classes, "at least 3, one petal for each class")
         elif self.labelled_prior:
             require(False, "prior", self.prior, f"one of {PLANAR_PRIORS} when labelled_prior is set")
         widths = self.discriminator_channels

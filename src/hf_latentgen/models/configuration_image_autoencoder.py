@@ -2,14 +2,15 @@
 """Configuration fields that the image autoencoders share."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+
+from .configuration_latentgen import LatentGenConfig, require
 
 ARCHITECTURES = ("course", "resnet", "mlp")
 ACTIVATIONS = ("gelu", "relu")
 
 
 @strict
-class ImageAutoencoderConfig(PreTrainedConfig):
+class ImageAutoencoderConfig(LatentGenConfig):
     """Configuration of the images and networks of [`VAEModel`], [`AAEModel`] and [`AAEForImageClassification`].
 
     Args:
@@ -52,11 +53,6 @@ class ImageAutoencoderConfig(PreTrainedConfig):
         """Shape of each group of latents, coarse to fine. Their concatenation is the `latents` of the model."""
         return [(self.latent_dim,)]
 
-    def validate_model_type(self):
-        """Raises `ValueError` if the fields were read from the configuration of another model."""
-        expected = type(self).model_type
-        require(self.model_type == expected, "model_type", self.model_type, repr(expected))
-
     def validate_image(self):
         """Raises `ValueError` if the image fields are out of range."""
         require(self.image_size >= 1, "image_size", self.image_size, "at least 1")
@@ -74,8 +70,3 @@ class ImageAutoencoderConfig(PreTrainedConfig):
         if self.architecture == "course":
             require(len(widths) == 3, "hidden_channels", widths, "three widths for architecture='course'")
 
-
-def require(holds: bool, field: str, given: object, allowed: str) -> None:
-    """Raises `ValueError` naming the field, what was given and what is allowed, unless the condition holds."""
-    if not holds:
-        raise ValueError(f"{field} must be {allowed}, got {given!r}")

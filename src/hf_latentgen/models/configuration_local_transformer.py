@@ -2,16 +2,15 @@
 """Configuration of the local-attention transformer."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
-from .configuration_image_autoencoder import require
+from .configuration_latentgen import LatentGenConfig, require
 
 LAYER_TYPES = ("sliding_attention", "full_attention")
 ATTENTION_SPANS = ("fixed", "adaptive", "trimmed")
 
 
 @strict
-class LocalTransformerConfig(PreTrainedConfig):
+class LocalTransformerConfig(LatentGenConfig):
     """Configuration of [`LocalTransformerModel`] and [`LocalTransformerForCausalLM`]; its defaults read bytes.
 
     Args:
@@ -85,6 +84,16 @@ class LocalTransformerConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @property
+    def auto_model(self) -> str:
+        """Name of the Auto class of transformers that makes the model."""
+        return "AutoModelForCausalLM"
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the model reads texts, with a tokenizer."""
+        return True
+
+    @property
     def key_value_heads(self) -> int:
         """Heads of keys and values: `num_key_value_heads`, which is set once the configuration is made."""
         return self.num_key_value_heads or self.num_attention_heads
@@ -112,11 +121,6 @@ class LocalTransformerConfig(PreTrainedConfig):
     def head_dim(self) -> int:
         """Size of a head."""
         return self.hidden_size // max(self.num_attention_heads, 1)
-
-    def validate_model_type(self):
-        """Raises `ValueError` if the fields were read from the configuration of another model."""
-        expected = type(self).model_type
-        require(self.model_type == expected, "model_type", self.model_type, repr(expected))
 
     def validate_sizes(self):
         """Raises `ValueError` if a size is out of range or sizes do not divide each other."""

@@ -3,7 +3,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_image_autoencoder import require
+from .configuration_latentgen import require
 from .configuration_local_transformer import LocalTransformerConfig
 
 
@@ -40,6 +40,16 @@ class LocalTransformerImageConfig(LocalTransformerConfig):
                 setattr(self, field, value)
         self.pad_token_id = self.bos_token_id = self.eos_token_id = None
         super().__post_init__(**kwargs)
+
+    @property
+    def auto_model(self) -> str:
+        """Name of the Auto class of transformers that makes the model."""
+        return "AutoModel"
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the model reads texts; this one reads images."""
+        return False
 
     @property
     def _derived(self) -> dict[str, int]:

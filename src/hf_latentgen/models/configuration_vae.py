@@ -3,7 +3,8 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_image_autoencoder import ImageAutoencoderConfig, require
+from .configuration_image_autoencoder import ImageAutoencoderConfig
+from .configuration_latentgen import require
 
 
 @strict

@@ -154,7 +154,7 @@ def open_repo(
 
 
 @contextlib.contextmanager
-def said_in_words(what: str) -> Iterator[None]:
+def said_in_words(what: str, transfer: str = "upload", advice: str = "Publish again") -> Iterator[None]:
     """Context in which an error of the client becomes an `OSError` of one line: what has failed, why, what to do."""
     try:
         yield
@@ -165,7 +165,7 @@ def said_in_words(what: str) -> Iterator[None]:
     except (HTTPError, LocalEntryNotFoundError, ConnectionError, RuntimeError) as error:
         # The client chains what it says of the file to what it says of the connection, in several lines.
         told = dict.fromkeys(" ".join(str(part).split()).rstrip(".") for part in (error, error.__cause__) if part)
-        raise ConnectionError(f"{what}, the upload broke off: {'. '.join(told)}. Publish again") from error
+        raise ConnectionError(f"{what}, the {transfer} broke off: {'. '.join(told)}. {advice}") from error
 
 
 def checked_client(repo_id: str, token: bool | str | None) -> HfApi:
@@ -184,7 +184,7 @@ def _is_written(path: str) -> bool:
 
 
 def check_connection() -> None:
-    """None. Raises: ConnectionError when the Hub does not answer."""
+    """Raise `ConnectionError` when the Hub does not answer."""
     endpoint = HfApi().endpoint
     try:
         get_session().head(endpoint, timeout=TIMEOUT)
@@ -195,7 +195,7 @@ def check_connection() -> None:
 
 
 def check_repo_id(repo_id: str) -> None:
-    """None. Raises: ValueError unless it is "name" or "namespace/name" as the Hub allows them."""
+    """Raise `ValueError` unless it is "name" or "namespace/name" as the Hub allows them."""
     allowed = "it must be 'namespace/name' or 'name', of letters, digits, '-', '_' and '.'"
     try:
         validate_repo_id(repo_id)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from PIL import Image
+from transformers import PreTrainedConfig
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict
@@ -104,6 +105,12 @@ class LevelsImageProcessor(PilBackend):
             raise ValueError(f"num_channels must be 1 (greyscale) or 3 (RGB), got {self.num_channels!r}.")
         if not self.size.height or not self.size.width:
             raise ValueError(f"size must name a positive height and width, got {dict(self.size)}.")
+
+    @classmethod
+    def for_config(cls, config: PreTrainedConfig) -> "LevelsImageProcessor":
+        """The image processor that gives what a model of this configuration reads: its size, levels and channels."""
+        size = {"height": config.image_size, "width": config.image_size}
+        return cls(size=size, num_channels=config.num_channels, num_levels=config.num_levels)
 
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> ImageInput:
         """Flat list of single images."""

@@ -97,6 +97,8 @@ class AAEModel(ImageAutoencoderModel):
 
     config: AAEConfig
     base_model_prefix = "aae"
+    kind = "adversarial autoencoder"
+    score_name = "mean squared error on [-1, 1]"
 
     def __init__(self, config: AAEConfig):
         super().__init__(config)
@@ -217,6 +219,12 @@ class AAEModel(ImageAutoencoderModel):
         self._check_labels(labels, num_images, required=False)
         codes = self.prior.sample(num_images, torch.empty(0, device=self.device), generator, labels)
         return self.decode(codes).draw(output, generator)
+
+    @torch.no_grad()
+    def score(self, pixel_values: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Mean squared error on [-1, 1] of the reconstruction of each image from its latent mean. [B]."""
+        errors = (self.reconstruct(pixel_values) - pixel_values) * (2 / (self.config.num_levels - 1))
+        return errors.square().flatten(1).mean(1)
 
     @torch.no_grad()
     def manifold(self, grid_size: int = 20) -> Tensor:

@@ -9,11 +9,11 @@ from transformers import initialization as init
 
 from .configuration_image_autoencoder import ImageAutoencoderConfig
 from .distributions import CategoricalPixels, DeterministicPixels, DiagonalGaussian, PointMass
-from .modeling_safetensors import SafetensorsModel
+from .modeling_latentgen import LatentGenModel
 from .networks import ZeroConv2d
 
 
-class ImageAutoencoderModel(SafetensorsModel):
+class ImageAutoencoderModel(LatentGenModel):
     """Base of the models that encode an image as a latent vector and decode it again.
 
     A subclass defines `posterior`, `decode` and `latent_sizes`, the size of each group of latents.
@@ -33,6 +33,7 @@ class ImageAutoencoderModel(SafetensorsModel):
         "Discriminator",
     ]
     latent_sizes: list[int]
+    draws_images = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -58,11 +59,6 @@ class ImageAutoencoderModel(SafetensorsModel):
     def num_latents(self) -> int:
         """Size of the latent vector."""
         return sum(self.latent_sizes)
-
-    @property
-    def num_sample_classes(self) -> int:
-        """How many classes `sample` can be asked for, 0 where it knows none."""
-        return 0
 
     def posterior(self, pixel_values: Tensor) -> DiagonalGaussian | PointMass:
         """The posterior of all latents of each image, found without drawing. Mean and standard deviation [B, L]."""

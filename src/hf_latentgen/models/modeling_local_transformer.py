@@ -21,7 +21,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention_span import AttentionSpan, trimmed_window
 from .configuration_local_transformer import LocalTransformerConfig
 from .local_attention import NAME
-from .modeling_safetensors import SafetensorsModel
+from .modeling_latentgen import LatentGenModel
 
 
 def rotary_angles(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -164,7 +164,7 @@ class LocalTransformerLayer(GradientCheckpointingLayer):
         return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
 
 
-class LocalTransformerPreTrainedModel(SafetensorsModel):
+class LocalTransformerPreTrainedModel(LatentGenModel):
     """Base class: initialisation, and what transformers may do with the models."""
 
     config: LocalTransformerConfig
@@ -357,7 +357,11 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
 class LocalTransformerForCausalLM(LocalTransformerPreTrainedModel, GenerationMixin):
     """Language model of bytes or other ids; `generate` needs memory and time per token that do not grow."""
 
+    kind = "transformer of text"
     hub_task = "text-generation"
+    likelihood = "exact"
+    has_temperature = True
+    score_name = "bits per byte"
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: LocalTransformerConfig):

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf-latentgen authors. Apache-2.0.
 """The local-attention transformer over pixels: an exact likelihood of images, one pixel after the other."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -46,6 +47,11 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
     config: LocalTransformerImageConfig
     main_input_name = "pixel_values"
     input_modalities = ["image"]
+    kind = "transformer of pixels"
+    likelihood = "exact"
+    draws_images = True
+    has_temperature = True
+    can_complete = True
 
     def __init__(self, config: LocalTransformerImageConfig):
         super().__init__(config)
@@ -89,6 +95,16 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         """`-log p(x)` of each image in bits per dimension: exact, no bound. [B]."""
         nats = self(pixel_values, labels=labels, return_loss=False).negative_log_likelihood
         return nats_to_bits_per_dim(nats, self.config.num_dims)
+
+    @torch.no_grad()
+    def score(self, pixel_values: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Bits per dimension of each image, exact; of a class-conditional model with all classes equally likely. [B]."""
+        if not self.num_sample_classes:
+            return self.bits_per_dim(pixel_values)
+        classes = torch.arange(self.num_sample_classes, device=pixel_values.device)
+        given = [label.expand(pixel_values.shape[0]) for label in classes]
+        nats = torch.stack([self(pixel_values, one, return_loss=False).negative_log_likelihood for one in given])
+        return nats_to_bits_per_dim(math.log(len(nats)) - (-nats).logsumexp(0), self.config.num_dims)
 
     def sample(
         self,

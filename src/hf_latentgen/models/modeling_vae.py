@@ -49,6 +49,9 @@ class VAEModel(ImageAutoencoderModel):
 
     config: VAEConfig
     base_model_prefix = "vae"
+    kind = "variational autoencoder"
+    likelihood = "bound"
+    has_temperature = True
 
     def __init__(self, config: VAEConfig):
         super().__init__(config)
@@ -153,6 +156,10 @@ class VAEModel(ImageAutoencoderModel):
         """Negative ELBO of each image with one posterior sample, in bits per dimension: an upper bound. [B]."""
         output = self(pixel_values, sample_posterior=True, generator=generator, return_loss=False)
         return nats_to_bits_per_dim(output.distortion + output.rate, self.config.num_dims)
+
+    def score(self, pixel_values: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Bits per dimension of each image, as `bits_per_dim` gives them. [B]."""
+        return self.bits_per_dim(pixel_values, generator)
 
     @torch.no_grad()
     def log_likelihood(

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from .configuration_latentgen import check_processor
 from .hub import IMAGE_TASK, commit_files, folder_contents, short_card
 
 # diffusers looks for the class of a pipeline in a file of this name.
@@ -25,10 +26,6 @@ PIPELINE_FILE = "pipeline.py"
 REMOTE_CODE = "diffusers_modules"
 OUTPUT_TYPES = ("pil", "np", "pt")
 NUM_INFERENCE_STEPS = 50
-# Names, not classes: beside a published checkpoint a model comes from a file of its own. AutoModel loads the first
-# three alike, and only these draw images.
-AUTOENCODERS = ("VAEModel", "AAEModel", "AAEForImageClassification")
-PIXEL_TRANSFORMER = "LocalTransformerForImageGeneration"
 
 
 class LatentGenPipeline(DiffusionPipeline):
@@ -58,14 +55,15 @@ class LatentGenPipeline(DiffusionPipeline):
         scheduler: SchedulerMixin | None = None,
     ):
         super().__init__()
-        self.kind = type(model).__name__
-        if self.kind not in (*AUTOENCODERS, PIXEL_TRANSFORMER):
-            raise ValueError(f"model must be one of {(*AUTOENCODERS, PIXEL_TRANSFORMER)}, got {self.kind}")
+        # Not a class: beside a published checkpoint a model comes from a file of its own.
+        if not getattr(type(model), "draws_images", False):
+            raise ValueError(f"model must be a model of hf-latentgen that draws images, got {type(model).__name__}")
+        check_processor(model.config, processor)
         if (denoiser is None) != (scheduler is None):
             raise ValueError("denoiser and scheduler must be given together, got one of them")
         if denoiser is not None:
-            if self.kind == PIXEL_TRANSFORMER:
-                raise ValueError(f"denoiser must be None for {PIXEL_TRANSFORMER}, which has no latents")
+            if model.num_latents == 0:
+                raise ValueError(f"denoiser must be None for {type(model).__name__}, which has no latents")
             if denoiser.config.latent_dim != model.num_latents:
                 expected = f"the {model.num_latents} latents of the model"
                 raise ValueError(f"denoiser must be one of {expected}, got one of {denoiser.config.latent_dim}")
@@ -79,7 +77,7 @@ class LatentGenPipeline(DiffusionPipeline):
     @property
     def has_temperature(self) -> bool:
         """Whether the model has a temperature: not an adversarial autoencoder, nor latents that a denoiser draws."""
-        return self.denoiser is None and self.kind in ("VAEModel", PIXEL_TRANSFORMER)
+        return self.denoiser is None and self.model.has_temperature
 
     @torch.no_grad()
     def __call__(
@@ -123,18 +121,18 @@ class LatentGenPipeline(DiffusionPipeline):
         if not isinstance(temperature, Real) or not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be a number above 0 and finite, got {temperature!r}")
         if temperature != 1 and not self.has_temperature:
-            kind = self.kind if self.denoiser is None else "latents that a denoiser draws"
+            kind = type(self.model).__name__ if self.denoiser is None else "latents that a denoiser draws"
             raise ValueError(f"temperature must be 1 for {kind}, got {temperature}")
         if self.denoiser is None and num_inference_steps is not None:
             raise ValueError(f"num_inference_steps must be None without a denoiser, got {num_inference_steps}")
         if images is None and rows is not None:
             raise ValueError(f"rows must be None without images to complete, got {rows}")
-        if images is not None and self.kind != PIXEL_TRANSFORMER:
-            raise ValueError(f"images can be completed by {PIXEL_TRANSFORMER} only, got {self.kind}")
+        if images is not None and not self.model.can_complete:
+            raise ValueError(f"images can be completed by a transformer of pixels only, got a {self.model.kind}")
         options = {"generator": generator, "output": output}
         if self.has_temperature:
             options["temperature"] = temperature
-        if self.kind == PIXEL_TRANSFORMER:
+        if self.model.can_complete:
             levels = self._draw_by_row(batch_size, class_labels, images, rows, options)
         elif self.denoiser is not None:
             self._labels(class_labels, batch_size)

@@ -8,7 +8,6 @@ import torch
 from transformers import TrainerCallback
 
 from hf_latentgen.evaluation.pictures import image_grid, reconstruction_grid
-from hf_latentgen.models.modeling_local_transformer_image import LocalTransformerForImageGeneration
 
 NUM_SAMPLES = 64
 SEED = 0
@@ -56,7 +55,7 @@ class ImageGridCallback(TrainerCallback):
         with self.evaluated_weights():
             samples = model.sample(NUM_SAMPLES, generator=generator)
             images = self.images.to(model.device)
-            if isinstance(model, LocalTransformerForImageGeneration):
+            if model.can_complete:
                 kind, answers = "completions", model.complete(images, images.shape[2] // 2, generator)
             else:
                 kind, answers = "reconstructions", model.reconstruct(images)

@@ -7,26 +7,20 @@ from typing import cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
 from diffusers import DDIMScheduler, DDPMScheduler
 from huggingface_hub import CommitInfo
 from torch import Tensor
 from transformers import EvalPrediction
 
-from hf_latentgen.data import LevelsDataset, load_images
-from hf_latentgen.evaluation.checkpoints import load_checkpoint
+from hf_latentgen.data import LevelsDataset
 from hf_latentgen.evaluation.latents import posterior_moments
+from hf_latentgen.hub.pipelines import LatentGenPipeline
 from hf_latentgen.models.distributions import standard_normal
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
-from hf_latentgen.models.modeling_image_autoencoder import ImageAutoencoderModel
 from hf_latentgen.models.modeling_latent_denoiser import LatentDenoiser
-from hf_latentgen.pipelines import LatentGenPipeline
+from hf_latentgen.models.modeling_latentgen import LatentGenModel
 from hf_latentgen.training.arguments import LatentTrainingArguments
 from hf_latentgen.training.trainer import LatentTrainer
-
-# What the `model` section of a recipe says in place of the type of a transformers model.
-PRIOR_TYPE = "latentgen_prior"
-PRIOR_KEYS = ("model_type", "autoencoder", "hidden_size", "num_blocks")
 
 
 class LatentsDataset(torch.utils.data.Dataset):
@@ -64,7 +58,7 @@ class PriorTrainer(LatentTrainer):
     model: LatentDenoiser
 
     def __init__(
-        self, model: LatentDenoiser, args: LatentTrainingArguments, autoencoder: ImageAutoencoderModel, **kwargs
+        self, model: LatentDenoiser, args: LatentTrainingArguments, autoencoder: LatentGenModel, **kwargs
     ):
         if args.sample_epochs:
             raise ValueError(f"sample_epochs must be empty for a latent prior, got {args.sample_epochs}")
@@ -143,46 +137,32 @@ class PriorTrainer(LatentTrainer):
         return {"velocity_mse": float(cast(np.ndarray, prediction.predictions).astype("float64").mean())}
 
 
-def prior_parts(section: dict, dataset: str, data_dir: str | None) -> dict:
-    """Arguments of a [`PriorTrainer`] by name, but for those of the training: a new denoiser, and what it learns from.
+def make_denoiser(
+    autoencoder: LatentGenModel, train: LevelsDataset, validation: LevelsDataset, **fields: int
+) -> dict:
+    """Arguments of a [`PriorTrainer`] by name: a new denoiser, and the latents that it learns from.
 
     Args:
-        section: `autoencoder`, a folder or Hub id, and `hidden_size` and `num_blocks` of the denoiser.
-        dataset: name of the data set, or a folder; its training images are encoded.
-        data_dir: folder with local data files.
+        autoencoder: gives the latents.
+        train: images whose latents are learned.
+        validation: images whose latents measure.
+        fields: `hidden_size` and `num_blocks` of the denoiser.
 
     Raises:
-        ValueError: there is no such autoencoder, or its latents are not a single group.
+        ValueError: the model has no latents, or several groups of them.
     """
-    if "autoencoder" not in section:
-        raise ValueError("model.autoencoder must name the checkpoint of an autoencoder, got none")
-    try:
-        autoencoder, processor = load_checkpoint(section["autoencoder"])
-    except OSError as error:
-        raise ValueError(f"cannot load model.autoencoder {section['autoencoder']}: {error}") from error
-    if not isinstance(autoencoder, ImageAutoencoderModel):
-        raise ValueError(f"model.autoencoder must be an autoencoder of images, got {type(autoencoder).__name__}")
+    if autoencoder.num_latents == 0:
+        raise ValueError(f"model.autoencoder must be an autoencoder of images, got a {autoencoder.kind}")
     if len(autoencoder.latent_sizes) > 1:
         sizes = autoencoder.latent_sizes
         raise ValueError(f"model.autoencoder must have a single group of latents, got groups of {sizes}")
-    processor = cast(LevelsImageProcessor, processor)
-    training, validation = (
-        encoded(autoencoder, LevelsDataset(cast(Dataset, load_images(dataset, split, data_dir=data_dir)), processor))
-        for split in ("train", "validation")
-    )
+    training, held_out = encoded(autoencoder, train), encoded(autoencoder, validation)
     std = (training.means.var(0) + training.stds.square().mean(0)).sqrt()
-    fields = {name: section[name] for name in ("hidden_size", "num_blocks") if name in section}
     denoiser = LatentDenoiser(autoencoder.num_latents, training.means.mean(0).tolist(), std.tolist(), **fields)
-    return {
-        "model": denoiser,
-        "autoencoder": autoencoder,
-        "train_dataset": training,
-        "eval_dataset": validation,
-        "processing_class": processor,
-    }
+    return {"model": denoiser, "autoencoder": autoencoder, "train_dataset": training, "eval_dataset": held_out}
 
 
-def encoded(autoencoder: ImageAutoencoderModel, images: LevelsDataset) -> LatentsDataset:
+def encoded(autoencoder: LatentGenModel, images: LevelsDataset) -> LatentsDataset:
     """The posteriors of images."""
     means, stds = posterior_moments(autoencoder, images.levels)
     return LatentsDataset(torch.from_numpy(means), torch.from_numpy(stds))

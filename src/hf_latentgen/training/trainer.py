@@ -19,12 +19,13 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
-from hf_latentgen.cards.publishing import Upload, full_repo_id, model_files, publish
-from hf_latentgen.cards.training_card import training_card
 from hf_latentgen.data import collate_levels
+from hf_latentgen.hub.files import model_files
+from hf_latentgen.hub.pipelines import LatentGenPipeline
+from hf_latentgen.hub.publishing import Upload, full_repo_id, publish
+from hf_latentgen.hub.training_card import training_card
 from hf_latentgen.models.bits import nats_to_bits_per_dim
 from hf_latentgen.models.hub import checked_client, open_repo
-from hf_latentgen.pipelines import LatentGenPipeline
 from hf_latentgen.training.arguments import LatentTrainingArguments
 from hf_latentgen.training.callbacks import ImageGridCallback
 

@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass, replace
 
+from hf_latentgen.evaluation.results import Results
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -50,6 +52,8 @@ METRICS = {
     "context": Metric("Ids before a scored byte", "ids", 0, "measurement"),
     "num_bytes": Metric("Scored bytes", "bytes", 0, "measurement"),
 }
+# Ending of the name of a standard error.
+STANDARD_ERROR = "_standard_error"
 # What the end of a name adds to its metric.
 VARIANTS = {
     "_of_own_prior": "latents from the prior that the autoencoder was trained with",
@@ -59,7 +63,7 @@ VARIANTS = {
 # The number of samples is part of the name, as in nll_nats_iw500.
 IMPORTANCE_ESTIMATE = re.compile(r"(nll_nats|bits_per_dim)_iw(\d+)")
 
-FLOORS = {
+BASELINES = {
     "order0_bits_per_dim": "one histogram of levels for all pixels",
     "per_pixel_bits_per_dim": "one histogram of levels per pixel position",
     "counting_4_bits_per_dim": "counts of 4 neighbours: W, N, NW, NE",
@@ -90,3 +94,49 @@ def describe_metric(key: str) -> Metric:
 def words(key: str) -> str:
     """The key of a number as words, for one without a title of its own."""
     return key.replace("_", " ")
+
+
+def show(results: Results, key: str) -> str:
+    """A score with its standard error where there is one, or "-"."""
+    if key not in results.metrics:
+        return "-"
+    shown = describe_metric(key).show(results.metrics[key])
+    error = results.metrics.get(key + STANDARD_ERROR)
+    return shown if error is None else f"{shown} ± {describe_metric(key).show(error)}"
+
+
+def headline(results: Results) -> str:
+    """The main score, as in "0.5190 bits/dim" or "classification error 0.0310". Empty if nothing was measured.
+
+    It is the first one measured, but the mean over draws of the labels where there were several.
+    """
+    for key in ("test_error_mean", *results.metrics):
+        if key in results.metrics:
+            metric = describe_metric(key)
+            value = metric.show(results.metrics[key])
+            if metric.unit in ("bits/dim", "nats", "bits/byte"):
+                return f"{value} {metric.unit}"
+            return f"{metric.title[0].lower()}{metric.title[1:]} {value}"
+    return ""
+
+
+def best_baseline(results: Results) -> tuple[str, str]:
+    """Description and score of the best code without a network, or "-" twice."""
+    if not results.baseline:
+        return "-", "-"
+    key = min(results.baseline, key=results.baseline.__getitem__)
+    return BASELINES.get(key, words(key)), f"{results.baseline[key]:.4f}"
+
+
+def main_reference(results: Results, metric: str) -> str:
+    """The first published value of a metric or, without any, the first one of all, or "-"."""
+    if not results.reference:
+        return "-"
+    entry = min(results.reference, key=lambda entry: entry["metric"] != metric)
+    return f"{entry['value']:g} {describe_metric(entry['metric']).unit} ({entry['name']})"
+
+
+def tighter_bounds(results: Results) -> list[str]:
+    """The importance-weighted estimates in nats, each with its number of samples."""
+    matches = ((IMPORTANCE_ESTIMATE.fullmatch(key), key) for key in results.metrics)
+    return [f"{show(results, key)} (K = {match[2]})" for match, key in matches if match and match[1] == "nll_nats"]

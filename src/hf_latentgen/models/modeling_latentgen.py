@@ -1,16 +1,18 @@
 # Copyright 2026 The hf-latentgen authors. Apache-2.0.
-"""What all models share when they are loaded: safetensors only, undamaged, and soon an error without a network."""
+"""What all models share: what they say of themselves, and how they are loaded and pushed, with safetensors only."""
 
 import os
 import re
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from huggingface_hub import CommitInfo, HfApi, ResolvedRevision, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import sha_fileobj
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import (
     CONFIG_NAME,
@@ -30,11 +32,46 @@ logger = logging.get_logger(__name__)
 SHA256_DIGITS = 64
 
 
-class SafetensorsModel(PreTrainedModel):
-    """Base of all models: weights come from safetensors alone, those of the Hub as they were published there."""
+class LatentGenModel(PreTrainedModel):
+    """Base of all models. What a model can do is asked of the model, never of its class.
 
-    # What the Hub calls the use of the model.
+    Weights come from safetensors alone, those of the Hub as they were published there.
+
+    Args (class attributes):
+        kind: what the model is, in words.
+        hub_task: what the Hub calls its use.
+        likelihood: "exact", "bound" (an upper bound on bits, estimated by sampling), or None.
+        draws_images: it has `sample`.
+        has_temperature: `sample` takes one.
+        can_complete: it draws the lower rows of images whose upper rows are given (`complete`, `complete_by_row`).
+        score_name: what `score` gives, in words; lower is better.
+    """
+
+    kind = "model"
     hub_task = IMAGE_TASK
+    likelihood: ClassVar[str | None] = None
+    draws_images = False
+    has_temperature = False
+    can_complete = False
+    score_name = "bits per dimension"
+
+    @property
+    def num_latents(self) -> int:
+        """Size of the latent vector, 0 for a model without latents."""
+        return 0
+
+    @property
+    def num_sample_classes(self) -> int:
+        """How many classes `sample` can be asked for, 0 where it knows none."""
+        return 0
+
+    def score(self, pixel_values: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """How badly the model fits each image, see `score_name`. [B].
+
+        Raises:
+            ValueError: bad levels.
+        """
+        raise NotImplementedError
 
     @classmethod
     def from_pretrained(
@@ -160,7 +197,7 @@ def pinned_revision(
 
 
 def check_hashes(name: str, revision: str | None, cache_dir: str | None, subfolder: str = "") -> None:
-    """None. Raises: OSError when weights in the cache do not have the SHA-256 that the Hub tells of them."""
+    """Raise `OSError` when weights in the cache do not have the SHA-256 that the Hub tells of them."""
     for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
         path = f"{subfolder}/{file}" if subfolder else file
         found = try_to_load_from_cache(name, path, cache_dir=cache_dir, revision=revision)
@@ -169,7 +206,7 @@ def check_hashes(name: str, revision: str | None, cache_dir: str | None, subfold
 
 
 def check_hashes_of_folder(folder: Path, name: str) -> None:
-    """None. Raises: OSError when weights in a folder of the cache, or below it, do not have their published SHA-256."""
+    """Raise `OSError` when weights in a folder of the cache, or below it, do not have their published SHA-256."""
     for weights in folder.rglob("*.safetensors"):
         # The cache links to a name made of this hash, which may be a link itself; a system without links has none.
         declared = weights.readlink().name if weights.is_symlink() else ""

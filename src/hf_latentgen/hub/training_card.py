@@ -5,19 +5,17 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from transformers import PreTrainedModel
 
-from hf_latentgen.cards.model_card import CLASSIFIER_TASK, TASK, TEXT_TASK
-from hf_latentgen.models.auto import reads_text
-from hf_latentgen.models.modeling_aae_classification import AAEForImageClassification
-from hf_latentgen.pipelines import LatentGenPipeline
+from hf_latentgen.hub.pipelines import LatentGenPipeline
+from hf_latentgen.models.hub import IMAGE_TASK
+from hf_latentgen.models.modeling_latentgen import LatentGenModel
 
 # Measurements of time, which say nothing about the model.
 TIMING = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_model_preparation_time")
 
 
 def training_card(
-    model: PreTrainedModel | LatentGenPipeline,
+    model: LatentGenModel | LatentGenPipeline,
     repo_id: str,
     training: Mapping[str, object],
     history: Sequence[Mapping[str, float]],
@@ -34,8 +32,7 @@ def training_card(
     scores = sorted({key for entry in evaluations for key in entry if key.startswith("eval_") and key not in TIMING})
     is_pipeline = isinstance(model, LatentGenPipeline)
     model_type = "prior" if is_pipeline else model.config.model_type
-    is_classifier = isinstance(model, AAEForImageClassification)
-    task = TEXT_TASK if reads_text(model_type) else CLASSIFIER_TASK if is_classifier else TASK
+    task = IMAGE_TASK if isinstance(model, LatentGenPipeline) else model.hub_task
     folder = Path(__file__).parent
     metadata = ModelCardData(
         library_name="diffusers" if is_pipeline else "transformers",

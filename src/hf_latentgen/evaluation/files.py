@@ -1,0 +1,72 @@
+"""Scores of single files: what somebody has at hand, one number each."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from hf_latentgen.evaluation.text import full_context, text_scores
+from hf_latentgen.models.modeling_latentgen import LatentGenModel
+
+BATCH_SIZE = 64
+
+
+def score_files(model: LatentGenModel, processor: Any, path: str | Path, seed: int = 0) -> dict[str, float]:
+    """The score of each file by its name, in the unit of `model.score_name`: bits per dimension, or bits per byte.
+
+    Args:
+        model: has a likelihood.
+        processor: its image processor; a tokenizer is not asked, a text being its bytes.
+        path: a file, or a folder, of which all files are scored.
+        seed: of the posterior noise, where the score is a bound.
+
+    Raises:
+        ValueError: the model has no likelihood, or a file is no image that can be read.
+        FileNotFoundError: there is no such file, or no file in the folder.
+    """
+    if model.likelihood is None:
+        raise ValueError(f"model must have a likelihood to score files, got a {model.kind}, which has none")
+    files = list_files(Path(path), images=not model.config.reads_text)
+    names = {file: file.relative_to(path).as_posix() if Path(path).is_dir() else file.name for file in files}
+    if model.config.reads_text:
+        context = full_context(model)
+        return {names[file]: text_scores(model, [file.read_bytes()], context)["bits_per_byte"] for file in files}
+    generator, scores = torch.Generator().manual_seed(seed), {}
+    for start in range(0, len(files), BATCH_SIZE):
+        batch = files[start : start + BATCH_SIZE]
+        levels = torch.cat([_read(file, processor) for file in batch]).to(model.device)
+        with torch.no_grad():
+            values = model.score(levels, generator).tolist()
+        scores |= {names[file]: value for file, value in zip(batch, values, strict=True)}
+    return scores
+
+
+def list_files(path: Path, images: bool) -> list[Path]:
+    """The file itself, or the files below a folder in the order of their paths, without hidden and empty ones.
+
+    Args:
+        path: file or folder.
+        images: keep those whose ending is one of an image.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if path.is_file():
+        return [path]
+    kind, endings = ("images", Image.registered_extensions()) if images else ("files", {})
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.stat().st_size > 0]
+    visible = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    found = [file for file in visible if not images or file.suffix.lower() in endings]
+    if not found:
+        raise FileNotFoundError(f"{path} must be a file, or a folder that holds {kind}, found none")
+    return found
+
+
+def _read(file: Path, processor: Any) -> torch.Tensor:
+    """Levels of one image. [1, C, H, W]."""
+    try:
+        with Image.open(file) as image:
+            return processor(image, return_tensors="pt")["pixel_values"]
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file} must be an image that can be read: {error}") from error

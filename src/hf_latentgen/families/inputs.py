@@ -1,0 +1,103 @@
+"""What families of images, and of texts, share: the parts of a trainer, and the splits that are measured."""
+
+from typing import cast
+
+from datasets import Dataset, IterableDataset
+from transformers import AutoConfig
+
+from hf_latentgen.data import (
+    LevelsDataset,
+    TokenBlocksDataset,
+    load_images,
+    load_text,
+    stream_levels,
+    stream_token_blocks,
+)
+from hf_latentgen.data.speakers import renamed_copies
+from hf_latentgen.families.family import Data, Setup
+from hf_latentgen.hub.loading import Checkpoint, new_model
+from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
+from hf_latentgen.models.modeling_latentgen import LatentGenModel
+from hf_latentgen.models.tokenization_bytes import ByteTokenizer, bytes_from_text
+from hf_latentgen.training.few_labels import FewLabelsDataset
+
+# Ids of a block of text.
+BLOCK_SIZE = 1024
+# Images, or blocks of text, of a stream among which the next one is drawn.
+SHUFFLE_BUFFER = 10_000
+
+
+def image_parts(setup: Setup, needs_labels: bool = False, is_taught: bool = False) -> dict:
+    """Arguments of a trainer of images by name: model, processor, training and validation images.
+
+    The labels of validation images only measure; those of training images also teach. Validation images are kept in
+    memory even when they come from a stream: they are few, and needed every epoch.
+
+    Args:
+        setup: what to train, on what.
+        needs_labels: whether validation images come with labels.
+        is_taught: whether training images do.
+    """
+    if setup.checkpoint is None:
+        config = AutoConfig.for_model(**setup.model)
+        model, processor = new_model(config), LevelsImageProcessor.for_config(config)
+    else:
+        model, processor = setup.checkpoint.model.cpu(), setup.checkpoint.processor
+    name, streaming = setup.dataset["name"], setup.dataset.get("streaming", False)
+    training = load_images(name, "train", data_dir=setup.data_dir, streaming=streaming)
+    validation = load_images(name, "validation", data_dir=setup.data_dir, streaming=streaming)
+    if isinstance(training, Dataset):
+        levels = LevelsDataset(training, processor, is_taught)
+    else:
+        levels = stream_levels(training.shuffle(seed=setup.seed, buffer_size=SHUFFLE_BUFFER), processor, is_taught)
+    if "num_labelled" in setup.dataset:
+        levels = _few_labels(setup.dataset, levels, is_taught)
+    held_out = LevelsDataset(validation, processor, with_labels=needs_labels)
+    return {"model": model, "processing_class": processor, "train_dataset": levels, "eval_dataset": held_out}
+
+
+def text_parts(setup: Setup) -> dict:
+    """Arguments of a trainer of texts by name: model, tokenizer, blocks of ids of training and validation texts."""
+    model: LatentGenModel
+    if setup.checkpoint is None:
+        # What a model draws need not be UTF-8, and shall be printed all the same.
+        model, tokenizer = new_model(AutoConfig.for_model(**setup.model)), ByteTokenizer(errors="replace")
+    else:
+        model, tokenizer = setup.checkpoint.model.cpu(), setup.checkpoint.processor
+    section = setup.dataset
+    name, block_size = section["name"], section.get("block_size", BLOCK_SIZE)
+    where = {"data_dir": setup.data_dir, "streaming": section.get("streaming", False)}
+    training = load_text(name, "train", **where)
+    if "renamed_copies" in section:
+        training = renamed_copies(training, section["renamed_copies"], setup.seed)
+    if isinstance(training, Dataset):
+        blocks: TokenBlocksDataset | IterableDataset = TokenBlocksDataset(training, block_size)
+    else:
+        blocks = stream_token_blocks(training, block_size).shuffle(seed=setup.seed, buffer_size=SHUFFLE_BUFFER)
+    held_out = TokenBlocksDataset(load_text(name, "validation", **where), block_size)
+    return {"model": model, "processing_class": tokenizer, "train_dataset": blocks, "eval_dataset": held_out}
+
+
+def image_data(checkpoint: Checkpoint, name: str, split: str, data_dir: str | None) -> Data:
+    """Levels of the training and validation images, and of those to score, with labels where there are any."""
+    return Data(*(read_levels(checkpoint.processor, name, part, data_dir) for part in ("train", "validation", split)))
+
+
+def read_levels(processor: LevelsImageProcessor, name: str, split: str, data_dir: str | None) -> LevelsDataset:
+    """Levels of all images of a split, with labels where there are any."""
+    images = cast(Dataset, load_images(name, split, data_dir=data_dir))
+    return LevelsDataset(images, processor, with_labels="label" in images.column_names)
+
+
+def text_data(checkpoint: Checkpoint, name: str, split: str, data_dir: str | None) -> Data:
+    """The documents of the training and validation texts, and of those to score, as bytes."""
+    parts = (load_text(name, part, data_dir=data_dir)["text"] for part in ("train", "validation", split))
+    return Data(*([bytes_from_text(text) for text in texts] for texts in parts))
+
+
+def _few_labels(section: dict, levels: LevelsDataset | IterableDataset, is_taught: bool) -> FewLabelsDataset:
+    if not is_taught or not isinstance(levels, LevelsDataset):
+        raise ValueError("dataset.num_labelled needs a model that learns from labels, and a data set in memory")
+    return FewLabelsDataset(
+        levels, section["num_labelled"], section.get("labelled_per_batch", 32), section.get("label_seed", 0)
+    )

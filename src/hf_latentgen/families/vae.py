@@ -1,0 +1,99 @@
+"""Variational autoencoders."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from hf_latentgen.evaluation.baselines import image_baselines
+from hf_latentgen.evaluation.latents import (
+    active_units,
+    aggregate_posterior_metrics,
+    linear_probe_accuracy,
+    posterior_moments,
+)
+from hf_latentgen.evaluation.likelihood import evaluate_likelihood, untrained_metrics
+from hf_latentgen.evaluation.metrics import best_baseline, main_reference, show, tighter_bounds
+from hf_latentgen.evaluation.pictures import image_grid, likelihood_history
+from hf_latentgen.evaluation.results import Results
+from hf_latentgen.evaluation.samples import autoencoder_pictures, memory_check, prior_samples, reconstruction_mse
+from hf_latentgen.families.family import Data, Family, Measured, Options
+from hf_latentgen.families.inputs import image_data, image_parts
+from hf_latentgen.hub.loading import Checkpoint
+from hf_latentgen.models.hub import IMAGE_TASK
+from hf_latentgen.training.trainer import ELBOTrainer
+
+NUM_IMPORTANCE_SAMPLES = 500
+NUM_SAMPLES = 64
+
+
+def measure(checkpoint: Checkpoint, data: Data, options: Options) -> Measured:
+    """The scores of a model on all test images. The linear probe is left out where the images have no labels."""
+    model, train, test = checkpoint.model, data.train, data.test
+    batch_size, seed = options.batch_size, options.seed
+    if options.compile:
+        # Convolutions compile best with the channels last.
+        torch.nn.Module.to(model, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        model.compile_likelihood()
+    num_importance_samples = options.num_importance_samples or NUM_IMPORTANCE_SAMPLES
+    metrics = evaluate_likelihood(model, test.levels, batch_size, seed, num_importance_samples).metrics()
+    means, stds = posterior_moments(model, test.levels, batch_size)
+    metrics["active_units"] = active_units(means)
+    if train.labels is not None and test.labels is not None:
+        train_means, _ = posterior_moments(model, train.levels, batch_size)
+        labels = train.labels.numpy(), test.labels.numpy()
+        metrics["linear_probe_accuracy"] = linear_probe_accuracy(train_means, labels[0], means, labels[1])
+    metrics["reconstruction_mse"] = reconstruction_mse(model, test.levels, batch_size)
+    diagnostics = untrained_metrics(model, test.levels, batch_size, seed)
+    diagnostics |= aggregate_posterior_metrics(means, stds)
+    samples = prior_samples(model, NUM_SAMPLES, seed)["sample"]
+    diagnostics |= memory_check(samples, train.levels, test.levels, model.config.num_levels)
+    return Measured(metrics, diagnostics, image_baselines(*data, model.config.num_levels))
+
+
+def verify(checkpoint: Checkpoint, data: Data, options: Options) -> dict[str, float]:
+    """The bound and its parts, and the reconstruction error."""
+    model, levels = checkpoint.model, data.test.levels
+    metrics = evaluate_likelihood(model, levels, options.batch_size, options.seed, 0).metrics()
+    return metrics | {"reconstruction_mse": reconstruction_mse(model, levels, options.batch_size)}
+
+
+def draw(checkpoint: Checkpoint, data: Data, results: Results, seed: int) -> dict[str, Image.Image]:
+    """Samples, their means and modes, reconstructions, interpolations, the latent plane, the curve of the training."""
+    model = checkpoint.model
+    pictures = autoencoder_pictures(model, data.train, data.test, seed)
+    samples = prior_samples(model, NUM_SAMPLES, seed)
+    pictures |= {f"samples_{kind}": image_grid(samples[kind], model.config.num_levels) for kind in ("mode", "mean")}
+    if results.history:
+        pictures["history"] = likelihood_history(results)
+    return pictures
+
+
+def columns(results: Results) -> dict[str, str]:
+    """Cells by the title of their column; the reference is the first one in bits per dimension."""
+    return {
+        "Parameters": f"{results.num_parameters:,}",
+        "Bits/dim (bound)": show(results, "bits_per_dim"),
+        "Nats (bound)": show(results, "negative_elbo_nats"),
+        "Nats (tighter bound)": "; ".join(tighter_bounds(results)) or "-",
+        "Reference": main_reference(results, "bits_per_dim"),
+        "Best baseline": best_baseline(results)[1],
+    }
+
+
+VAE = Family(
+    model_type="latentgen_vae",
+    title="Variational autoencoders",
+    classes={"VAEModel": IMAGE_TASK},
+    trainer=ELBOTrainer,
+    make_parts=image_parts,
+    load_data=image_data,
+    measure=measure,
+    verify=verify,
+    draw=draw,
+    columns=columns,
+    template=Path(__file__).with_name("vae.md.jinja"),
+    options=("num_importance_samples", "compile"),
+    tags=("variational-autoencoder", "image-generation"),
+    best_row="vae_mnist_4bit",
+)

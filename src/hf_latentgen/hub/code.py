@@ -1,0 +1,90 @@
+"""The code that travels with a checkpoint, so that it loads where this package is not installed."""
+
+import ast
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import cast
+
+from transformers import PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils import CONFIG_NAME
+
+from hf_latentgen.hub.files import INDEX, PROCESSOR_CONFIGS, TOKENIZER_CONFIGS
+from hf_latentgen.models import bits
+from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
+from hf_latentgen.models.pipeline_latentgen import LatentGenPipeline, write_code
+from hf_latentgen.models.tokenization_bytes import ByteTokenizer
+
+
+def save_with_code(pipe: LatentGenPipeline, folder: str | Path) -> Path:
+    """The folder with the pipeline and the code that loads it where this package is not installed:
+
+        DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+
+    Each part lies in a folder of its own beside the one file that its class needs, with everything that the file
+    imports of the package copied into it: diffusers fetches no second one.
+    """
+    folder = Path(folder)
+    pipe.save_pretrained(folder)
+    write_code(pipe, folder, lambda part: single_file(part.__module__.split(".")[-1]))
+    return folder
+
+
+def pipeline_code(pipe: LatentGenPipeline) -> dict[str, bytes]:
+    """The sources that a pipeline needs, and the index that names their classes. Contents by name."""
+    with tempfile.TemporaryDirectory() as saved:
+        folder = save_with_code(pipe, saved)
+        sources = (folder / INDEX, *sorted(folder.rglob("*.py")))
+        return {str(path.relative_to(folder)): path.read_bytes() for path in sources}
+
+
+def model_code(
+    folder: Path, model: PreTrainedModel, processor: LevelsImageProcessor | ByteTokenizer
+) -> dict[str, bytes]:
+    """The sources that the model needs, and the configurations of `folder` that name its classes. Contents by name."""
+    files = (*PROCESSOR_CONFIGS, *TOKENIZER_CONFIGS)
+    processor_file = next(name for name in files if (folder / name).is_file())
+    settings = {name: json.loads((folder / name).read_text(encoding="utf-8")) for name in (CONFIG_NAME, processor_file)}
+    config = model.config
+    named = (
+        (config, "AutoConfig", CONFIG_NAME),
+        (model, config.auto_model, CONFIG_NAME),
+        (processor, config.auto_processor, processor_file),
+    )
+    with tempfile.TemporaryDirectory() as sources:
+        for item, auto, name in named:
+            # Of this object alone: registering its class would add code to whatever is saved from then on.
+            item._auto_class = auto  # pyright: ignore[reportAttributeAccessIssue]
+            custom_object_save(item, sources, settings[name])
+        code = {path.name: path.read_bytes() for path in sorted(Path(sources).glob("*.py"))}
+    return code | {name: f"{json.dumps(content, indent=2)}\n".encode() for name, content in settings.items()}
+
+
+def content_tag(contents: dict[str, Path | bytes]) -> str:
+    """Name of a tag for these contents: other weights or other code have another one."""
+    digest = hashlib.sha256()
+    for name, content in sorted(contents.items()):
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        digest.update(f"{name}\0{hashlib.sha256(data).hexdigest()}\n".encode())
+    return f"code-{digest.hexdigest()[:12]}"
+
+
+def single_file(stem: str) -> str:
+    """Text of a file in `models/` with those of the files that it imports from there in front, each once."""
+    return "\n\n".join(_texts(stem, set()))
+
+
+def _texts(stem: str, written: set[str]) -> list[str]:
+    """Texts of a file and of what it imports that is not in `written`, without imports of each other."""
+    written.add(stem)
+    source = Path(bits.__file__).with_name(f"{stem}.py").read_text(encoding="utf-8")
+    lines, before = source.splitlines(), []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module is not None:
+            for number in range(node.lineno, cast(int, node.end_lineno) + 1):
+                lines[number - 1] = ""
+            if node.module not in written:
+                before += _texts(node.module, written)
+    return [*before, "\n".join(lines).strip() + "\n"]

@@ -1,0 +1,201 @@
+"""The one loader: a folder, a row of this repository or a name on the Hub becomes a model and its processor, checked."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from transformers import CONFIG_MAPPING, AutoConfig
+from transformers.utils import CONFIG_NAME
+
+from hf_latentgen.hub.files import INDEX, PROCESSOR_CONFIGS, TOKENIZER_CONFIGS, read_json, weight_files
+from hf_latentgen.models.configuration_latentgen import LatentGenConfig, check_processor
+from hf_latentgen.models.hub import said_in_words
+from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
+from hf_latentgen.models.modeling_latentgen import LatentGenModel, check_hashes_of_folder, pinned_revision
+from hf_latentgen.models.tokenization_bytes import ByteTokenizer
+
+# Where the package was installed from a clone, the rows lie beside it.
+ROWS = Path(__file__).resolve().parents[3] / "model_cards"
+# Nothing else is fetched: no code and no pickle.
+FETCHED = ("*.json", "*.safetensors")
+# What a pipeline with a denoiser is called where models have a type.
+PRIOR_TYPE = "latentgen_prior"
+
+
+@dataclass(eq=False)
+class Checkpoint:
+    """A loaded checkpoint. Two are equal only if they are one.
+
+    Args:
+        name: what was asked for.
+        folder: where its files lie.
+        model: in `eval()` mode.
+        processor: image processor or tokenizer, which gives what the model reads.
+        denoiser: of a latent diffusion prior, with its scheduler, else None.
+        scheduler: of diffusers.
+    """
+
+    name: str
+    folder: Path
+    model: LatentGenModel
+    processor: Any
+    denoiser: Any = None
+    scheduler: Any = None
+
+    @property
+    def model_type(self) -> str:
+        """The model type, as a configuration names it, or that of a latent diffusion prior."""
+        return self.model.config.model_type if self.denoiser is None else PRIOR_TYPE
+
+    @property
+    def parts(self) -> tuple:
+        """Model, processor, denoiser and scheduler: the arguments of a [`LatentGenPipeline`]."""
+        return self.model, self.processor, self.denoiser, self.scheduler
+
+
+def load(
+    checkpoint: str | Path,
+    revision: str | None = None,
+    *,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> Checkpoint:
+    """The model, in `eval()` mode, and its image processor or tokenizer, every file checked.
+
+    Args:
+        checkpoint: a folder, the name of a row in a clone of the repository, or a name on the Hub; of a model or of a
+            saved pipeline.
+        revision: branch, tag or commit of a repository on the Hub.
+        token: access token, for a private repository.
+        cache_dir: where files of the Hub are kept.
+        local_files_only: use what was downloaded before.
+        dtype: of the weights; as they were saved when None.
+        device: of the model; the accelerator, if there is one, when None.
+
+    Raises:
+        FileNotFoundError: a file is missing from the folder.
+        ValueError: a file is truncated or of another model type, weights are missing or too many, or model and
+            processor do not fit each other.
+        ConnectionError: the Hub does not answer, and the checkpoint is not in the cache.
+        OSError: there is no such repository or revision, or downloaded weights do not have their published SHA-256.
+    """
+    name = str(checkpoint)
+    folder = find_folder(name, revision, token, cache_dir, local_files_only)
+    if device is None:
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    if not (folder / INDEX).is_file():
+        model, processor = _load_model(folder, folder, dtype)
+        return Checkpoint(name, folder, model.to(device), processor)
+    index = read_json(folder / INDEX, "save_pretrained writes it")
+    if not {"model", "processor"} <= index.keys():
+        raise ValueError(f"{name} must hold a pipeline of a model and a processor, got {index.get('_class_name')}")
+    model, processor = _load_model(folder / "model", folder / "processor", dtype)
+    denoiser, scheduler = _load_denoiser(folder, index, dtype)
+    denoiser = None if denoiser is None else denoiser.to(device)
+    return Checkpoint(name, folder, model.to(device), processor, denoiser, scheduler)
+
+
+def find_folder(
+    name: str,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """The folder of a checkpoint: as named, of a row in the clone, or of a snapshot of the Hub. Errors as in `load`."""
+    local = next((folder for folder in (Path(name), ROWS / name) if folder.is_dir()), None)
+    if local is not None:
+        if revision is not None:
+            raise ValueError(f"revision must be None for a folder ({local}), got {revision!r}")
+        return local
+    where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+    if not local_files_only:
+        where |= pinned_revision(name, revision, token, cache_dir, files=(INDEX, CONFIG_NAME))
+    with said_in_words(f"{name} was not loaded", "download", "Try again"):
+        found = snapshot_download(name, token=token, cache_dir=cache_dir, allow_patterns=list(FETCHED), **where)
+    check_hashes_of_folder(Path(found), name)
+    if not any(Path(found, file).is_file() for file in (INDEX, CONFIG_NAME)):
+        raise FileNotFoundError(f"{name} holds no checkpoint: neither {INDEX} nor {CONFIG_NAME} is there")
+    return Path(found)
+
+
+def row_folders() -> list[Path]:
+    """The folders of the rows in the clone that this package was installed from, sorted; none elsewhere."""
+    return sorted(path.parent for path in ROWS.glob("*/results.json"))
+
+
+def new_model(config: LatentGenConfig) -> LatentGenModel:
+    """A model of a configuration with fresh weights."""
+    return getattr(transformers, config.auto_model).from_config(config)
+
+
+def _load_model(
+    folder: Path, processor_folder: Path, dtype: torch.dtype | None
+) -> tuple[LatentGenModel, LevelsImageProcessor | ByteTokenizer]:
+    """The model in one folder and the processor in another, the same or not. Errors as in `load`."""
+    model_type = read_json(folder / CONFIG_NAME, "save_pretrained writes it").get("model_type")
+    if model_type not in CONFIG_MAPPING or not issubclass(CONFIG_MAPPING[model_type], LatentGenConfig):
+        allowed = sorted(name for name in CONFIG_MAPPING if name.startswith("latentgen_"))
+        raise ValueError(f"{folder / CONFIG_NAME}: model_type must be one of {allowed}, got {model_type!r}")
+    for file in weight_files(folder):
+        if file.endswith(".safetensors"):
+            try:
+                with safe_open(folder / file, framework="pt"):
+                    pass
+            except SafetensorError as error:
+                raise ValueError(f"{folder / file} is truncated or corrupt: {error}") from error
+    config = AutoConfig.from_pretrained(folder)
+    files = TOKENIZER_CONFIGS if config.reads_text else PROCESSOR_CONFIGS
+    if not any((processor_folder / name).is_file() for name in files):
+        kind = "tokenizer" if config.reads_text else "image processor"
+        raise FileNotFoundError(f"{processor_folder} holds no {kind}; one of {files} must be there")
+    options = {} if dtype is None else {"dtype": dtype}
+    try:
+        auto = getattr(transformers, config.auto_model)
+        model, report = auto.from_pretrained(folder, output_loading_info=True, **options)
+    except RuntimeError as error:
+        raise ValueError(f"the weights of {folder} do not fit its {CONFIG_NAME}: {error}") from error
+    _check_report(folder, report)
+    processor = getattr(transformers, config.auto_processor).from_pretrained(processor_folder)
+    if not config.reads_text:
+        try:
+            check_processor(config, processor)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
+    return model.eval(), processor
+
+
+def _load_denoiser(folder: Path, index: dict, dtype: torch.dtype | None) -> tuple[Any, Any]:
+    """Denoiser and scheduler of a saved pipeline, or None twice. Errors as in `load`."""
+    if index.get("denoiser", [None])[0] is None:
+        return None, None
+    # Only a pipeline needs diffusers.
+    import diffusers
+
+    from hf_latentgen.models.modeling_latent_denoiser import LatentDenoiser
+
+    library, name = index.get("scheduler", (None, None))
+    scheduler = getattr(diffusers, str(name), None) if library == "diffusers" else None
+    if not (isinstance(scheduler, type) and issubclass(scheduler, diffusers.SchedulerMixin)):
+        raise ValueError(f"{INDEX} must name a scheduler of diffusers, got {[library, name]}")
+    options = {"use_safetensors": True, "torch_dtype": dtype, "output_loading_info": True}
+    try:
+        denoiser, report = LatentDenoiser.from_pretrained(folder / "denoiser", **options)
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{folder / 'denoiser'} holds a damaged file: {error}") from error
+    _check_report(folder / "denoiser", report)
+    return denoiser.eval(), scheduler.from_pretrained(folder / "scheduler")
+
+
+def _check_report(folder: Path, report: dict) -> None:
+    """Raise `ValueError` when weights are missing from a folder, or are of no use."""
+    for problem in ("missing_keys", "unexpected_keys"):
+        if report[problem]:
+            raise ValueError(f"the weights of {folder} do not fit its {CONFIG_NAME}, {problem}: {sorted(report[problem])}")

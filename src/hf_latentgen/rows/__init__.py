@@ -1,0 +1,1 @@
+"""Rows: a recipe becomes a training, a training becomes results, results become cards and tables."""

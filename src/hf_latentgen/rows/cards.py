@@ -1,0 +1,233 @@
+"""Model cards, in which every measured number is read from a `results.json`."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+from transformers import AutoConfig
+
+from hf_latentgen.data.descriptions import DataSource, describe_data
+from hf_latentgen.evaluation.metrics import (
+    BASELINES,
+    STANDARD_ERROR,
+    best_baseline,
+    describe_metric,
+    headline,
+    show,
+    words,
+)
+from hf_latentgen.evaluation.results import Results
+from hf_latentgen.families import FAMILIES, find_family
+from hf_latentgen.families.family import Family
+
+NAMESPACE = "hf-latentgen"
+CLASSIFIER_TASK = "image-classification"
+# The scores that the best code without a network stands beside.
+COMPARABLE = ("bits_per_dim", "exact_bits_per_dim", "bits_per_byte", "dynamic_bits_per_byte")
+PICTURE_OF_EPOCH = re.compile(r"(samples|reconstructions|completions)_epoch_(\d+)\.png")
+CAPTIONS = {
+    "samples.png": "Samples from the prior",
+    "samples_mode.png": "The same latents, the most likely level of each pixel",
+    "samples_mean.png": "The same latents, the mean level of each pixel",
+    "samples_own_prior.png": "Samples from the prior that the autoencoder was trained with",
+    "samples_own_prior_mean.png": "The same latents, the mean level of each pixel",
+    "samples_above_nearest_training_images.png": "Samples, each above the training image nearest to it",
+    "reconstructions.png": "Test images, each above its reconstruction from the latent mean",
+    "completions.png": "Test images on the left, and ways to go on from their upper halves",
+    "interpolations.png": "Decoder means on the line between the latents of two test images, one pair a row",
+    "manifold.png": "Decoder means over the latent plane, at equally spaced normal quantiles",
+    "styles.png": "One style a row, one class code a column",
+    "latents.png": "Latent means of the test images, one colour per class",
+    "history.png": "Validation score against epochs",
+}
+
+
+def list_pictures(folder: str | Path) -> list[str]:
+    """Names of the PNG files in `folder/images`, in the order of the card. Raises: ValueError for a link or no PNG."""
+    paths = sorted(path for path in (Path(folder) / "images").glob("*.png") if path.is_file() or path.is_symlink())
+    for path in paths:
+        try:
+            if path.is_symlink():
+                raise ValueError("it is a link")
+            with Image.open(path, formats=["PNG"]) as picture:
+                picture.verify()
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"{path} must be a PNG file: {error}") from error
+    names = [path.name for path in paths]
+    return [name for name in CAPTIONS if name in names] + [name for name in names if name not in CAPTIONS]
+
+
+def render_card(
+    results: Results,
+    repo_id: str,
+    pictures: Sequence[str],
+    code_tag: str | None = None,
+    families: tuple[Family, ...] = FAMILIES,
+) -> ModelCard:
+    """The model card of a row: Hub metadata and Markdown.
+
+    Args:
+        results: what was measured.
+        repo_id: name on the Hub that the loading snippet uses, "namespace/name".
+        pictures: names of the files in `images/` beside the card.
+        code_tag: the tag of the published code, for a repository that also loads without this package.
+        families: those that are known.
+
+    Raises:
+        ValueError: no family has this model type.
+    """
+    family = find_family(results.model_type, families)
+    config = AutoConfig.for_model(**results.drawing_model)
+    data = describe_data(results.dataset)
+    loader = FileSystemLoader([Path(__file__).parent, family.template.parent])
+    environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
+    name, unit = family.history
+    text = environment.get_template(family.template.name).render(
+        card_data=_metadata(results, family, data, pictures).to_yaml(),
+        repo_id=repo_id,
+        code_tag=code_tag,
+        auto_class=config.auto_model,
+        results=results,
+        config=config,
+        data=data,
+        headline=headline(results),
+        scores=_score_rows(results),
+        references=[
+            (entry["name"], f"{entry['value']:g}", describe_metric(entry["metric"]), entry["source"])
+            for entry in results.reference
+        ],
+        best_baseline=best_baseline(results),
+        baselines=[(BASELINES.get(key, words(key)), f"{value:.4f}") for key, value in results.baseline.items()],
+        history=_history_summary(results.history, f"eval_{name}"),
+        history_title=f"validation {unit}",
+        is_classifier=family.task(results.model) == CLASSIFIER_TASK,
+        model_class=family.model_class(results.model),
+        runs=[f"{error:.4f}" for error in results.test_errors_of_draws],
+        num_parameters=f"{results.num_parameters:,}",
+        num_images=f"{results.num_images:,}",
+        train_time=None if results.train_seconds is None else duration(results.train_seconds),
+        training=[
+            (f"`{key}`", _show(value))
+            for key, value in (results.training | results.dataset_options).items()
+            if key != "seed"
+        ],
+        diagnostics=[(words(key), describe_metric(key).show(value)) for key, value in results.diagnostics.items()],
+        evaluation=_evaluation_summary(results.evaluation),
+        pictures=[(name, _caption(name, family)) for name in pictures],
+        environment=_show(results.versions),
+    )
+    # Blocks of a template that are empty leave their line breaks behind.
+    return ModelCard(re.sub(r"\n{3,}", "\n\n", text))
+
+
+def card_text(
+    folder: str | Path, repo_id: str, code_tag: str | None = None, families: tuple[Family, ...] = FAMILIES
+) -> str:
+    """Text of the `README.md` of a row, from `results.json` and `images/` in `folder`.
+
+    Errors as in `render_card`, [`Results.read`] and `list_pictures`.
+    """
+    card = render_card(Results.read(folder), repo_id, list_pictures(folder), code_tag, families)
+    return f"{str(card).rstrip()}\n"
+
+
+def data_title(results: Results) -> str:
+    """Title of the data set and, of images, the number of levels."""
+    title, levels = describe_data(results.dataset).title, results.drawing_model.get("num_levels")
+    return title if levels is None else f"{title}, {levels} levels"
+
+
+def duration(seconds: float) -> str:
+    """A time in hours and minutes, or minutes and seconds, as in "1 h 05 min" and "2 min 07 s"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def _caption(name: str, family: Family) -> str:
+    """What the picture of this name shows, of a model of this family."""
+    if name in family.captions:
+        return family.captions[name]
+    if match := PICTURE_OF_EPOCH.fullmatch(name):
+        kind, epoch = match.group(1).capitalize(), int(match.group(2))
+        return f"{kind} after {epoch} epoch{'s' if epoch > 1 else ''}" if epoch else f"{kind} before training"
+    return CAPTIONS.get(name, words(name.removesuffix(".png")))
+
+
+def _metadata(results: Results, family: Family, data: DataSource, pictures: Sequence[str]) -> ModelCardData:
+    scores = {key: value for key, value in results.metrics.items() if not key.endswith(STANDARD_ERROR)}
+    task = family.task(results.model)
+    # Of a local data set only the name of its folder is told, not where it lies.
+    folder = Path(results.dataset).name
+    eval_results = [
+        EvalResult(
+            task_type=task,
+            dataset_type=data.hub_id or folder,
+            dataset_name=data_title(results),
+            dataset_split=results.split,
+            metric_type=key,
+            metric_name=f"{describe_metric(key).title} ({describe_metric(key).kind})",
+            metric_value=round(value, describe_metric(key).decimals),
+        )
+        for key, value in scores.items()
+    ]
+    return ModelCardData(
+        license="apache-2.0",
+        library_name=family.library,
+        pipeline_tag=task,
+        language="en" if results.dataset == "tinyshakespeare" else None,
+        model_name=results.row,
+        tags=["hf_latentgen", family.name, *family.tags, folder.replace("_", "-").lower()],
+        datasets=[data.hub_id] if data.hub_id else None,
+        metrics=list(scores),
+        widget=[{"text": _caption(name, family), "output": {"url": f"images/{name}"}} for name in pictures],
+        eval_results=eval_results,
+    )
+
+
+def _score_rows(results: Results) -> list[tuple[str, str, str, str, str]]:
+    """Title with unit, kind, value, reference and baseline of each measured number."""
+    rows = []
+    for key in results.metrics:
+        if key.endswith(STANDARD_ERROR):
+            continue
+        metric = describe_metric(key)
+        title = f"{metric.title} ({metric.unit})" if metric.unit else metric.title
+        published = "; ".join(f"{entry['value']:g}" for entry in results.reference if entry["metric"] == key)
+        is_comparable = key in COMPARABLE and results.baseline
+        baseline = "{1} ({0})".format(*best_baseline(results)) if is_comparable else ""
+        rows.append((title, metric.kind, show(results, key), published, baseline))
+    return rows
+
+
+def _history_summary(history: Sequence[dict], name: str) -> str:
+    """First and best validation score of this name with their epochs. Empty without any."""
+    scored = [entry for entry in history if name in entry]
+    if not scored:
+        return ""
+    best = min(scored, key=lambda entry: entry[name])
+    first, best = (f"{entry[name]:.4f} (epoch {entry['epoch']:g})" for entry in (scored[0], best))
+    return f"{first} at the first evaluation, {best} at the best"
+
+
+def _evaluation_summary(evaluation: dict) -> str:
+    """Circumstances of the evaluation, times in words. Empty if they were not recorded."""
+    named = {"wall time" if key == "seconds" else words(key): (key, value) for key, value in evaluation.items()}
+    return "; ".join(
+        f"{name} {duration(value) if key == 'seconds' else _show(value)}" for name, (key, value) in named.items()
+    )
+
+
+def _show(value: object) -> str:
+    """A value of `results.json` as one line of text that cannot break a Markdown table."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_show(entry)}" for key, entry in value.items())
+    if isinstance(value, list):
+        return ", ".join(_show(entry) for entry in value) or "none"
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|")

@@ -1,0 +1,155 @@
+"""What the commands print, and where they write."""
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from hf_latentgen.evaluation.metrics import STANDARD_ERROR, best_baseline, describe_metric, headline, show
+from hf_latentgen.evaluation.results import Results
+from hf_latentgen.families.family import Options
+from hf_latentgen.hub.files import has_weights
+from hf_latentgen.hub.loading import ROWS, find_folder, load, row_folders
+from hf_latentgen.hub.publishing import full_repo_id, publish
+from hf_latentgen.rows.evaluation import RECORD, check_row, evaluate, write_evaluation
+from hf_latentgen.rows.publishing import prepare_upload
+from hf_latentgen.rows.verification import verify_row
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], file_format: str) -> None:
+    """Print rows as a table for people, as CSV, or as a JSON list of objects."""
+    if file_format == "json":
+        print(json.dumps([dict(zip(headers, row, strict=True)) for row in rows], indent=2))
+    elif file_format == "csv":
+        csv.writer(sys.stdout).writerows([headers, *rows])
+    else:
+        table = Table(*headers, box=None, show_header=any(headers), pad_edge=False)
+        for row in rows:
+            table.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row))
+        Console(soft_wrap=True).print(table)
+
+
+def evaluate_command(
+    checkpoint: str,
+    data: str | None,
+    output_dir: str | None,
+    row: bool,
+    *,
+    revision: str | None,
+    split: str,
+    data_dir: str | None,
+    command: str,
+    classifier: str | None,
+    draws: tuple[str, ...] | None,
+    **options: int | bool | None,
+) -> None:
+    """Evaluate a checkpoint, print its scores, and write them where that was asked for.
+
+    A training run keeps its own results. A row of the repository is written only when asked for, by a run of its own
+    recipe without overrides. What was only loaded is left as it is.
+    """
+    folder = find_folder(checkpoint, revision)
+    target = None
+    if row:
+        if data is not None or output_dir is not None or split != "test":
+            raise ValueError("row must be alone: a row is what its recipe gives on its own test split")
+        target = Path("model_cards", check_row(folder))
+    elif output_dir is not None:
+        target = Path(output_dir)
+    elif (folder / RECORD).is_file():
+        target = folder
+    judges = None if classifier is None else load(classifier)
+    others = None if draws is None else tuple(load(draw) for draw in draws)
+    loaded = replace(load(folder), name=checkpoint)
+    evaluation = evaluate(
+        loaded,
+        data,
+        split=split,
+        data_dir=data_dir,
+        options=Options(**options, classifier=judges, draws=others),
+        command=command,
+    )
+    results = evaluation.results
+    print(f"{results.row} on all {results.num_images:,} of {results.dataset}, {results.split} split")
+    scores = [name for name in results.metrics if not name.endswith(STANDARD_ERROR)]
+    print_table(
+        ["score", "", "kind"],
+        [
+            [f"{metric.title}{f' ({metric.unit})' if metric.unit else ''}", show(results, name), metric.kind]
+            for name in scores
+            for metric in [describe_metric(name)]
+        ],
+        "table",
+    )
+    if results.baseline:
+        print("best code without a network: {1} ({0})".format(*best_baseline(results)))
+    if not results.has_provenance:
+        print(f"how it was trained is not known: {folder} holds no {RECORD}")
+    if target is None:
+        print("nothing was written; --output-dir names a folder for results.json and pictures")
+    else:
+        print(f"results.json and images: {write_evaluation(evaluation, folder, target)}")
+
+
+def publish_command(
+    checkpoint: str,
+    repo_id: str,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    with_code: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """List what is published of a row, and publish it unless `dry_run`. Errors as in [`publish`]."""
+    folder = next((folder for folder in (Path(checkpoint), ROWS / checkpoint) if folder.is_dir()), Path(checkpoint))
+    upload = prepare_upload(folder, repo_id if dry_run else full_repo_id(repo_id), with_code)
+    for name, size in upload.sizes().items():
+        print(f"{size:>12,} bytes  {name}")
+    if upload.left_out:
+        print(f"left out: {', '.join(upload.left_out)}")
+    if dry_run:
+        return
+    commit = publish(upload, private or None, revision, create_pr)
+    print(commit.pr_url or commit.commit_url)
+    if commit.pr_url and upload.tag:
+        print(f"the card names the tag {upload.tag}: publish once more when the pull request is merged, which sets it")
+
+
+def rows_command(file_format: str) -> None:
+    """Print every row of the clone."""
+    folders = row_folders()
+    if not folders:
+        raise FileNotFoundError(f"no rows are at hand: {ROWS} does not exist; a clone of the repository has them")
+    lines = []
+    for folder in folders:
+        results = Results.read(folder)
+        size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+        where = f"model_cards/{folder.name}" if has_weights(folder) else "no weights"
+        lines.append([results.row, headline(results), f"{results.num_parameters:,}", f"{size / 2**20:.1f} MB", where])
+    print_table(["row", "score", "parameters", "size", "weights"], lines, file_format)
+
+
+def verify_command(names: Sequence[str], data_dir: str | None) -> bool:
+    """Print one line for each row; whether all of them could be scored and agree."""
+    folders = [find_folder(name) for name in names] or row_folders()
+    outcomes = []
+    for folder in folders:
+        try:
+            found = verify_row(folder, data_dir)
+        except (OSError, ValueError) as error:
+            print(f"{folder.name}: not verified: {error}", flush=True)
+            outcomes.append(False)
+            continue
+        shown = ", ".join(
+            f"{name} {new:.6g} (published {told:.6g}{', DIFFERS' if name in found.differing else ''})"
+            for name, (told, new, _) in found.scores.items()
+        )
+        state = found.missing or ("verified" if found.is_fine else "DIFFERS")
+        print(f"{found.row}: {state}{f': {shown}' if shown else ''}", flush=True)
+        outcomes.append(found.is_fine)
+    return bool(outcomes) and all(outcomes)

@@ -1,0 +1,207 @@
+"""From a checkpoint to its results: load, measure, write."""
+
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from PIL import Image
+
+from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
+from hf_latentgen.evaluation.results import FILE, Results
+from hf_latentgen.families import FAMILIES, find_family
+from hf_latentgen.families.family import Family, Options
+from hf_latentgen.hub.files import CONFIGS, PIPELINE_FILES, WEIGHTS, has_weights, read_json, weights_sha256
+from hf_latentgen.hub.loading import Checkpoint
+
+RECORD = "run.json"
+# All that is known of how a checkpoint came about, and the keys of a `run.json` that say it.
+PROVENANCE = (
+    *("train_command", "config", "overrides", "seed", "reference", "training", "history", "train_seconds", "hardware"),
+    *("versions", "git_commit"),
+)
+# What a row keeps of a checkpoint: a model, or a pipeline with its parts.
+KEPT_FILES = (*CONFIGS, WEIGHTS, *PIPELINE_FILES)
+# A clone stays small: all rows together hold four times as much.
+MAX_WEIGHT_BYTES = 20 * 2**20
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results with the pictures that belong to them, by name."""
+
+    results: Results
+    pictures: dict[str, Image.Image]
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    dataset: str | None = None,
+    *,
+    split: str = "test",
+    data_dir: str | None = None,
+    options: Options | None = None,
+    command: str = "",
+    families: tuple[Family, ...] = FAMILIES,
+) -> Evaluation:
+    """The scores of a checkpoint on all of a split, its pictures and, where there is a record, how it came about.
+
+    Args:
+        checkpoint: as [`load`] gives it.
+        dataset: name of a data set, Hub id, folder or file; that of the record when None.
+        split: split to score, all of it.
+        data_dir: folder with local data files.
+        options: how to measure.
+        command: what was typed, for the record.
+        families: those that are known.
+
+    Raises:
+        ValueError: an option is out of range or of no use for this family, no data set is named and none recorded, or
+            a score is not finite.
+        OSError: data is missing.
+    """
+    started = time.monotonic()
+    options = options or Options()
+    family = find_family(checkpoint.model_type, families)
+    check_options(family, options)
+    record = read_record(checkpoint.folder)
+    name = dataset or record.get("dataset")
+    if name is None:
+        found = f"{checkpoint.folder} holds neither {RECORD} nor {FILE}"
+        raise ValueError(f"dataset must be named for a checkpoint without a record of its training, and {found}")
+    same_data = name == record.get("dataset")
+    data = family.load_data(checkpoint, name, split, data_dir)
+    measured = family.measure(checkpoint, data, options)
+    model = checkpoint.model.config.described()
+    denoiser = checkpoint.denoiser
+    sizes = {} if denoiser is None else {key: denoiser.config[key] for key in ("latent_dim", "hidden_size", "num_blocks")}
+    results = Results(
+        row=record.get("row") or Path(checkpoint.name).name,
+        dataset=name,
+        split=split,
+        num_images=len(data.test),
+        metrics=measured.metrics,
+        diagnostics=measured.diagnostics,
+        baseline=measured.baseline,
+        num_parameters=(checkpoint.model if denoiser is None else denoiser).num_parameters(),
+        weights_sha256=weights_sha256(checkpoint.folder),
+        model=model if denoiser is None else record.get("model", {"model_type": family.model_type}) | sizes,
+        autoencoder=None if denoiser is None else model,
+        sample_text=measured.sample_text,
+        test_errors_of_draws=measured.test_errors_of_draws,
+        evaluate_command=command,
+        evaluation={
+            "seed": options.seed,
+            "batch_size": options.batch_size,
+            "seconds": round(time.monotonic() - started, 1),
+            "hardware": hardware(),
+            "versions": versions(),
+            "git_commit": git_commit(),
+        },
+        dataset_options=record.get("dataset_options", {}) if same_data else {},
+        **{key: record[key] for key in PROVENANCE if key in record},
+    )
+    if not same_data:
+        # Published values are of a recipe and its data.
+        results = replace(results, reference=[])
+    return Evaluation(results, family.draw(checkpoint, data, results, options.seed))
+
+
+def check_options(family: Family, options: Options) -> None:
+    """Raise `ValueError` for an option that is out of range, or that the family has no use for."""
+    for name in ("batch_size", "num_importance_samples"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    for own in fields(Options):
+        if own.default is None and getattr(options, own.name) is not None and own.name not in family.options:
+            allowed = ", ".join(family.options) or "none"
+            raise ValueError(f"{own.name} is of no use for {family.title.lower()}; options of their own: {allowed}")
+    for given in (options.classifier, *(options.draws or ())):
+        if given is not None and given.model.hub_task != "image-classification":
+            raise ValueError(f"classifier must be an image classifier, got a {given.model.kind}: {given.name}")
+
+
+def read_record(folder: Path) -> dict:
+    """How the checkpoint in a folder came about, by the names of [`Results`]: from its `run.json`, else from its
+    `results.json`. Empty where there is neither.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if (folder / RECORD).is_file():
+        run = read_json(folder / RECORD, "a training writes it", {"row": str, "dataset": dict})
+        section = dict(run["dataset"])
+        return {**run, "dataset": section.pop("name"), "dataset_options": section}
+    if (folder / FILE).is_file():
+        known = vars(Results.read(folder))
+        return {key: known[key] for key in (*PROVENANCE, "row", "dataset", "dataset_options", "model")}
+    return {}
+
+
+def write_evaluation(evaluation: Evaluation, checkpoint: Path, folder: Path) -> Path:
+    """Write `results.json`, pictures in `images/`, and copies of the files of the model to a folder, all or nothing.
+
+    Args:
+        evaluation: what to write.
+        checkpoint: folder of the model that was measured.
+        folder: where; made if it is missing.
+
+    Raises:
+        PermissionError: the folder cannot be written.
+    """
+    staging = _make_staging_folder(folder)
+    try:
+        (staging / "images").mkdir()
+        for name, picture in evaluation.pictures.items():
+            picture.save(staging / "images" / f"{name}.png", optimize=True)
+        # Drawn during training: what the model was like before it, and after some epochs.
+        drawn = checkpoint / "samples" if (checkpoint / "samples").is_dir() else checkpoint / "images"
+        for path in drawn.glob("*_epoch_*.png"):
+            shutil.copy(path, staging / "images")
+        evaluation.results.write(staging)
+        folder.mkdir(parents=True, exist_ok=True)
+        if checkpoint.resolve() != folder.resolve():
+            for name in KEPT_FILES:
+                source, target = checkpoint / name, staging / name
+                is_small = source.is_file() and source.stat().st_size <= MAX_WEIGHT_BYTES
+                if is_small or (source.is_file() and source.suffix != ".safetensors"):
+                    target.parent.mkdir(exist_ok=True)
+                    shutil.copyfile(source, target)
+                else:
+                    (folder / name).unlink(missing_ok=True)
+        # The results come last: where they are, all is.
+        for path in sorted(staging.iterdir(), key=lambda path: path.name == FILE):
+            if path.is_dir() and (folder / path.name).exists():
+                shutil.rmtree(folder / path.name)
+            path.rename(folder / path.name)
+    finally:
+        shutil.rmtree(staging)
+    return folder
+
+
+def check_row(checkpoint: Path) -> str:
+    """Name of the row that a run may become: that of its recipe, which it follows without overrides.
+
+    Raises:
+        ValueError: it has no record, or its recipe was overridden.
+    """
+    record = read_record(checkpoint)
+    if not record or not has_weights(checkpoint):
+        raise ValueError(f"{checkpoint} cannot become a row: it lacks {RECORD}, which a training writes, or its weights")
+    if record.get("overrides"):
+        raise ValueError(f"{checkpoint} cannot become the row {record['row']}: it overrides {record['overrides']}")
+    return record["row"]
+
+
+def _make_staging_folder(folder: Path) -> Path:
+    """A new folder on the file system of `folder`, so that its files can be renamed into place.
+
+    It lies in `folder`, or where that will be made: a failure must not leave an empty row behind.
+    """
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        return Path(tempfile.mkdtemp(prefix=".evaluation-", dir=existing))
+    except OSError as error:
+        raise PermissionError(f"the output folder {folder} is not writable: {error}") from error

@@ -1,0 +1,227 @@
+"""Recipes: the YAML files in configs/, one per published row, and the training they describe."""
+
+import difflib
+import json
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from transformers import CONFIG_MAPPING, set_seed
+from yaml import YAMLError
+
+from hf_latentgen.data import LevelsDataset
+from hf_latentgen.evaluation.clusters import name_clusters
+from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
+from hf_latentgen.families import FAMILIES, find_family
+from hf_latentgen.families.family import Family, Setup
+from hf_latentgen.hub.loading import Checkpoint
+from hf_latentgen.training.trainer import LatentTrainer, complete_checkpoints
+
+# In the wheel the recipes lie in the package, in a clone beside it.
+PACKAGE = Path(__file__).resolve().parents[1]
+CONFIGS = next((folder for folder in (PACKAGE / "configs", PACKAGE.parents[1] / "configs") if folder.is_dir()), PACKAGE)
+# Set by the command itself.
+RESERVED = ("output_dir",)
+
+
+@dataclass
+class Recipe:
+    """What is needed to train a row again.
+
+    Args:
+        path: the YAML file.
+        overrides: `section.key=value` words given on the command line.
+        dataset: `name`, a data set name or folder, and further keys, those of the family.
+        model: `model_type` and the fields of its config, and `architectures` with the class of a classifier; or the
+            keys of the family.
+        training: fields of the training arguments of the family.
+        reference: published values that the row is compared with, each with `name`, `metric`, `value`, `source`.
+        family: what kind of model it is.
+    """
+
+    path: Path
+    overrides: list[str]
+    dataset: dict
+    model: dict
+    training: dict
+    reference: list[dict]
+    family: Family
+
+    @property
+    def row(self) -> str:
+        """Name of the row: the file's, without its ending."""
+        return self.path.stem
+
+
+def recipe_files() -> list[Path]:
+    """The recipes that come with the package, sorted."""
+    return sorted(CONFIGS.glob("*.yaml"))
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe: as named, or of the row of that name among those that come with the package.
+
+    Raises:
+        FileNotFoundError: there is no such file; names the nearest row.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    packed = CONFIGS / f"{Path(name).stem}.yaml"
+    if packed.is_file() and str(name) in (packed.stem, f"configs/{packed.name}"):
+        return packed
+    nearest = difflib.get_close_matches(Path(name).stem, [path.stem for path in recipe_files()], n=1, cutoff=0.0)
+    hint = f"; the nearest row is {nearest[0]}" if nearest else ""
+    raise FileNotFoundError(f"no recipe at {name}; a recipe is a YAML file, or the name of a row{hint}")
+
+
+def load_recipe(
+    name: str | Path, overrides: list[str] | None = None, families: tuple[Family, ...] = FAMILIES
+) -> Recipe:
+    """The recipe in a YAML file or of a row, with `section.key=value` overrides.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a key is unknown (names the nearest one), or the file or an override is malformed.
+    """
+    path = find_recipe(name)
+    for override in overrides or []:
+        if "=" not in override:
+            raise ValueError(f"an override must have the form section.key=value, got {override!r}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides or []))
+        given = cast(dict, OmegaConf.to_container(merged, resolve=True))
+    except (YAMLError, OmegaConfBaseException, OSError, TypeError) as error:
+        raise ValueError(f"{path} with {overrides or 'no overrides'} is no mapping of sections: {error}") from error
+    _check_keys("", given, ("dataset", "model", "training", "reference"))
+    sections = {"dataset": {"name": "digits"}, "model": {}, "training": {}, "reference": [], **given}
+    for key, section in sections.items():
+        kind = list if key == "reference" else dict
+        if not isinstance(section, kind):
+            raise ValueError(f"{key} in {path} must be a {kind.__name__}, got {section!r}")
+    model_type = sections["model"].setdefault("model_type", families[0].model_type)
+    try:
+        family = find_family(model_type, families)
+    except ValueError as error:
+        raise ValueError(f"model.{error}") from error
+    # YAML reads the word no as false.
+    for key, value in sections["training"].items():
+        if key.endswith("_strategy") and value is False:
+            sections["training"][key] = "no"
+    known = family.model_keys
+    if known is None:
+        known = ("model_type", "num_labels", *(own.name for own in fields(CONFIG_MAPPING[model_type])))
+    arguments = [own.name for own in fields(family.arguments) if own.name not in RESERVED]
+    for section, keys in (("model", known), ("dataset", family.dataset_keys), ("training", arguments)):
+        _check_keys(f"{section}.", sections[section], keys)
+    return Recipe(path, list(overrides or []), **sections, family=family)
+
+
+def train_recipe(
+    recipe: Recipe,
+    output_dir: str | Path | None = None,
+    data_dir: str | None = None,
+    checkpoint: Checkpoint | None = None,
+    resume: bool = False,
+) -> Path:
+    """The folder with the trained model, its processor and `run.json`, which says how it came about.
+
+    Args:
+        recipe: what to train.
+        output_dir: folder to write; `runs/<row>` when None.
+        data_dir: folder with local data files.
+        checkpoint: a loaded model to start from; its config and processor are kept.
+        resume: go on from the last complete checkpoint in `output_dir`.
+
+    Raises:
+        ValueError: checkpoints are missing for `resume`, or there without it, or the model section is overridden
+            although the model comes from a checkpoint, or the checkpoint is of another family.
+        PermissionError: `output_dir` cannot be written.
+    """
+    output_dir = Path(output_dir or Path("runs", recipe.row))
+    last_checkpoint = next(iter(complete_checkpoints(output_dir)), None)
+    if resume and last_checkpoint is None:
+        raise ValueError(f"cannot resume: {output_dir} holds no complete checkpoint (a folder checkpoint-<step>)")
+    if not resume and last_checkpoint is not None:
+        raise ValueError(f"{output_dir} holds {last_checkpoint.name} already: resume it, or name another output folder")
+    if checkpoint is not None:
+        _check_start(recipe, checkpoint)
+    arguments = recipe.family.arguments(output_dir=str(output_dir), **recipe.training)
+    set_seed(arguments.seed)
+    parts = recipe.family.make_parts(Setup(recipe.model, recipe.dataset, data_dir, arguments.seed, checkpoint))
+    # Only now, so that a mistake in the recipe leaves no folder behind.
+    _make_writable(output_dir)
+    trainer = recipe.family.trainer(args=arguments, **parts)
+    # Noted before training: the source tree may move on during a long one.
+    commit = git_commit()
+    trainer.train(resume_from_checkpoint=str(last_checkpoint) if resume else None)
+    if getattr(trainer.model.config, "num_clusters", None) is not None:
+        with trainer.evaluated_weights():
+            labels = name_clusters(trainer.model, cast(LevelsDataset, parts["eval_dataset"]))
+        trainer.model.config.cluster_labels = labels
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        record = run_record(trainer, recipe, checkpoint, commit)
+        Path(output_dir, "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    return output_dir
+
+
+def run_record(trainer: LatentTrainer, recipe: Recipe, checkpoint: Checkpoint | None, commit: str) -> dict:
+    """The provenance of a trained model: recipe, command, time, hardware, versions, commit, and validation history."""
+    # Folder and name: where the folder lies is nobody else's business.
+    config = Path(*recipe.path.parts[-2:])
+    command = ["python", "scripts/train.py", str(config), *recipe.overrides]
+    command += ["--from", checkpoint.name] if checkpoint else []
+    unwanted = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_beta")
+    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    return {
+        "row": recipe.row,
+        "config": str(config),
+        "overrides": recipe.overrides,
+        "train_command": shlex.join(command),
+        "train_seconds": trainer.elapsed_seconds,
+        "seed": trainer.args.seed,
+        "hardware": hardware(),
+        "versions": versions(),
+        "git_commit": commit,
+        "dataset": recipe.dataset,
+        "model": recipe.model,
+        "training": recipe.training,
+        "num_parameters": trainer.model.num_parameters(),
+        "reference": recipe.reference,
+        "history": [{key: value for key, value in entry.items() if key not in unwanted} for entry in evaluations],
+    }
+
+
+def _check_start(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Raise `ValueError` unless a training can start from a checkpoint."""
+    overridden = [override for override in recipe.overrides if override.startswith("model.")]
+    if overridden:
+        raise ValueError(f"the model comes from {checkpoint.name}: its fields cannot be overridden, got {overridden}")
+    if checkpoint.model_type != recipe.family.model_type:
+        expected = f"{recipe.family.model_type!r}, as in {recipe.path}"
+        raise ValueError(f"the model type of {checkpoint.name} must be {expected}, got {checkpoint.model_type!r}")
+
+
+def _make_writable(folder: Path) -> None:
+    """Raise `PermissionError` unless files can be written to `folder`, which is made if it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        # Another process of the same training may have been faster.
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise PermissionError(f"the output folder {folder} is not writable: {error}") from error
+
+
+def _check_keys(section: str, given: dict, allowed: Iterable[str]) -> None:
+    """Raise `ValueError` for a key of `given` that is not allowed, with the nearest one that is."""
+    allowed = list(allowed)
+    for key in given:
+        if key not in allowed:
+            nearest = difflib.get_close_matches(key, allowed, n=1, cutoff=0.0)
+            raise ValueError(f"unknown key {section}{key}; the nearest valid key is {section}{nearest[0]}")

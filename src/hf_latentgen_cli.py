@@ -1,0 +1,263 @@
+"""The command `hf-latentgen`. It lies beside the package, which imports torch: help has to come at once.
+
+Every command is one function call; what it needs is imported when it runs.
+"""
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="hf-latentgen",
+    help="Latent generative models: train, score, sample and publish them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+CheckpointArgument = Annotated[str, typer.Argument(help="Folder, row, or name on the Hub, of a model or a pipeline.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a repository on the Hub.")]
+DataDir = Annotated[str | None, typer.Option(help="Folder with mnist/ and so on.  [default: $HF_LATENTGEN_DATA]")]
+Seed = Annotated[int, typer.Option(help="Of every random number.")]
+
+
+class Format(str, Enum):
+    """How scores are printed."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+
+
+class Output(str, Enum):
+    """What is shown of the distribution of a pixel."""
+
+    sample = "sample"
+    mode = "mode"
+    mean = "mean"
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Context in which a mistake ends the program with one line that says what is allowed."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except StrictDataclassError as error:
+        sys.exit(f"error: {' '.join(str(error.__cause__ or error).split())}")
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        sys.exit(f"error: {error}")
+
+
+def quiet() -> None:
+    """Turn off the progress bars of loading and saving, which say nothing about the work at hand."""
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers.utils import logging
+
+    disable_progress_bars()
+    logging.disable_progress_bar()
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="YAML file, or the name of a row such as vae_digits.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that replace the recipe's.")
+    ] = None,
+    output_dir: Annotated[str | None, typer.Option(help="Folder to write.  [default: runs/<row>]")] = None,
+    data_dir: DataDir = None,
+    start: Annotated[str | None, typer.Option("--from", help="Checkpoint to start from.")] = None,
+    revision: Revision = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
+) -> None:
+    """Train a row, or a recipe of your own."""
+    with one_line_errors():
+        quiet()
+        from hf_latentgen.hub.loading import load
+        from hf_latentgen.rows.recipes import load_recipe, train_recipe
+
+        checkpoint = None if start is None else load(start, revision, device="cpu")
+        folder = train_recipe(load_recipe(recipe, overrides), output_dir, data_dir, checkpoint, resume)
+    print(f"trained model, its processor and run.json: {folder}")
+
+
+@app.command()
+def evaluate(
+    checkpoint: CheckpointArgument,
+    data: Annotated[str | None, typer.Option(help="Data set, Hub id or folder.  [default: that it was made for]")] = None,
+    output_dir: Annotated[str | None, typer.Option(help="Folder to write.  [default: that of a training run]")] = None,
+    row: Annotated[bool, typer.Option("--row", help="Write model_cards/<row>: of a run of its recipe only.")] = False,
+    revision: Revision = None,
+    split: Annotated[str, typer.Option(help="Split to score, all of it.")] = "test",
+    batch_size: Annotated[int, typer.Option(help="Images at once.")] = 128,
+    num_importance_samples: Annotated[
+        int | None, typer.Option(help="K of the importance-weighted likelihood of a VAE.  [default: 500]")
+    ] = None,
+    compile_pass: Annotated[
+        bool | None, typer.Option("--compile", help="Compile the pass that is repeated K times.")
+    ] = None,
+    classifier: Annotated[str | None, typer.Option(help="In-domain classifier that judges samples.")] = None,
+    draws: Annotated[
+        list[str] | None, typer.Option(help="The same recipe trained with other labels or seeds; once for each.")
+    ] = None,
+    data_dir: DataDir = None,
+    seed: Seed = 0,
+) -> None:
+    """Score a checkpoint on a whole split, and write results.json and pictures."""
+    with one_line_errors():
+        quiet()
+        from hf_latentgen.rows.command import evaluate_command
+
+        evaluate_command(
+            checkpoint,
+            data,
+            output_dir,
+            row,
+            revision=revision,
+            split=split,
+            data_dir=data_dir,
+            command=shlex.join(["hf-latentgen", *sys.argv[1:]]),
+            batch_size=batch_size,
+            num_importance_samples=num_importance_samples,
+            compile=compile_pass,
+            classifier=classifier,
+            draws=tuple(draws) if draws else None,
+            seed=seed,
+        )
+
+
+@app.command()
+def sample(
+    checkpoint: CheckpointArgument,
+    file: Annotated[str, typer.Option(help="PNG file to write.")] = "samples.png",
+    num_images: Annotated[int, typer.Option(help="How many.")] = 64,
+    columns: Annotated[int, typer.Option(help="Images in a row of the grid.")] = 8,
+    output: Annotated[Output, typer.Option(help="Draw each pixel, or take its mode or mean.")] = Output.sample,
+    temperature: Annotated[float, typer.Option(help="Of the latents, or of the logits.")] = 1.0,
+    label: Annotated[int | None, typer.Option(help="Class to draw, of a model that has classes.")] = None,
+    revision: Revision = None,
+    seed: Seed = 0,
+) -> None:
+    """Draw images as one PNG grid."""
+    with one_line_errors():
+        quiet()
+        import torch
+
+        from hf_latentgen.evaluation.pictures import image_grid
+        from hf_latentgen.hub.loading import load
+        from hf_latentgen.hub.pipelines import LatentGenPipeline
+
+        pipe = LatentGenPipeline(*load(checkpoint, revision).parts)
+        levels = pipe(
+            num_images,
+            torch.Generator().manual_seed(seed),
+            temperature=temperature,
+            class_labels=label,
+            output=output.value,
+            output_type="pt",
+        ).images
+        image_grid(levels, pipe.model.config.num_levels, columns).save(file, format="PNG")
+    print(file)
+
+
+@app.command()
+def score(
+    data: Annotated[str, typer.Argument(metavar="IMAGES_OR_TEXT", help="A file, or a folder of files.")],
+    model: Annotated[str, typer.Option(help="Folder, row, or name on the Hub.")],
+    file_format: Annotated[Format, typer.Option("--format", help="How to print the scores.")] = Format.table,
+    revision: Revision = None,
+    seed: Seed = 0,
+) -> None:
+    """Bits per dimension of each image, or bits per byte of each text."""
+    with one_line_errors():
+        quiet()
+        from hf_latentgen.evaluation.files import score_files
+        from hf_latentgen.hub.loading import load
+        from hf_latentgen.rows.command import print_table
+
+        loaded = load(model, revision)
+        scores = score_files(loaded.model, loaded.processor, data, seed)
+        print_table(["file", loaded.model.score_name], [list(pair) for pair in scores.items()], file_format.value)
+
+
+@app.command()
+def publish(
+    checkpoint: Annotated[str, typer.Argument(help="Folder or row that was evaluated.")],
+    repo_id: Annotated[str, typer.Option(help="namespace/name on the Hub, or name in your own namespace.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to commit to, made if missing.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    with_code: Annotated[bool, typer.Option("--with-code", help="Add the code, for use without this package.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list the files, without network.")] = False,
+) -> None:
+    """Publish weights, configuration, card and pictures on the Hub, in one commit."""
+    with one_line_errors():
+        quiet()
+        from hf_latentgen.rows.command import publish_command
+
+        publish_command(checkpoint, repo_id, private, revision, create_pr, with_code, dry_run)
+
+
+@app.command()
+def rows(file_format: Annotated[Format, typer.Option("--format", help="How to print them.")] = Format.table) -> None:
+    """List every published row with its score, size and where its weights are."""
+    with one_line_errors():
+        from hf_latentgen.rows.command import rows_command
+
+        rows_command(file_format.value)
+
+
+@app.command()
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[ROW]...", help="[default: all]")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Score published weights again and compare with results.json; exit code 1 where something differs."""
+    with one_line_errors():
+        quiet()
+        from hf_latentgen.rows.command import verify_command
+
+        is_fine = verify_command(names or [], data_dir)
+    raise typer.Exit(0 if is_fine else 1)
+
+
+@app.command(name="app")
+def serve(
+    checkpoints: Annotated[
+        list[str] | None, typer.Argument(metavar="[CHECKPOINT]...", help="[default: the rows of the clone]")
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="[default: the first free one from 7860]")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Serve the demo: a page on which people try trained models."""
+    with one_line_errors():
+        quiet()
+        from hf_latentgen.app import serve_demo
+
+        serve_demo(checkpoints or [], port, data_dir)
+
+
+@app.command()
+def env() -> None:
+    """Versions, device and threads: what a bug report needs."""
+    with one_line_errors():
+        from hf_latentgen.evaluation.provenance import environment
+        from hf_latentgen.rows.command import print_table
+
+        print_table(["", ""], [list(pair) for pair in environment().items()], "table")
+
+
+def main() -> None:
+    """Run the command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
