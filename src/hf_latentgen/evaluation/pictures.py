@@ -126,7 +126,9 @@ def history_plot(
         return _render(figure)
 
 
-def likelihood_history(results: Results, metric: str = "bits_per_dim", label: str = "bits per dimension") -> Image.Image:
+def likelihood_history(
+    results: Results, metric: str = "bits_per_dim", label: str = "bits per dimension"
+) -> Image.Image:
     """The validation score of results against epochs, beside the published scores and the best baseline."""
     best = min(results.baseline, key=results.baseline.__getitem__)
     published = {entry["name"]: entry["value"] for entry in results.reference if entry["metric"] == metric}

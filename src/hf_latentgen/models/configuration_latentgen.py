@@ -55,5 +55,7 @@ def check_processor(config: PreTrainedConfig, processor: Any) -> None:
         "size": ((processor.size.height, processor.size.width), (size, size)),
     }
     for field, (found, expected) in given.items():
-        advice = f"{expected}, as in the configuration of the model (LevelsImageProcessor.for_config makes one that fits)"
+        advice = (
+            f"{expected}, as in the configuration of the model (LevelsImageProcessor.for_config makes one that fits)"
+        )
         require(found == expected, f"{field} of the image processor", found, advice)

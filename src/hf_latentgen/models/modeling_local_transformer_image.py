@@ -98,7 +98,7 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
 
     @torch.no_grad()
     def score(self, pixel_values: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Bits per dimension of each image, exact; of a class-conditional model with all classes equally likely. [B]."""
+        """Bits per dimension of each image, exact; all classes of a conditional model are equally likely. [B]."""
         if not self.num_sample_classes:
             return self.bits_per_dim(pixel_values)
         classes = torch.arange(self.num_sample_classes, device=pixel_values.device)
