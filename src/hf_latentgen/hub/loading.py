@@ -131,7 +131,7 @@ def row_folders() -> list[Path]:
     return sorted(path.parent for path in ROWS.glob("*/results.json"))
 
 
-def new_model(config: Any) -> LatentGenModel:
+def new_model(config: Any) -> Any:
     """A model of a configuration with fresh weights."""
     return getattr(transformers, config.auto_model).from_config(config)
 
