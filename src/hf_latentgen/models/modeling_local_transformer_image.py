@@ -14,7 +14,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .bits import nats_to_bits_per_dim
 from .configuration_local_transformer_image import LocalTransformerImageConfig
-from .distributions import OUTPUTS
+from .distributions import OUTPUTS, check_generator
 from .modeling_image_autoencoder import check_at_least, check_levels
 from .modeling_local_transformer import LocalTransformerModel, LocalTransformerPreTrainedModel
 
@@ -186,6 +186,7 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         config = self.config
         if rows not in range(config.image_size + 1):
             raise ValueError(f"rows must be a whole number in 0 ... {config.image_size}, got {rows!r}")
+        check_generator(generator)
         if output not in OUTPUTS:
             raise ValueError(f"output must be one of {OUTPUTS}, got {output!r}")
         if not 0 < temperature < float("inf"):
