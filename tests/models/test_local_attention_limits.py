@@ -7,7 +7,7 @@ from transformers.masking_utils import create_sliding_window_causal_mask
 from transformers.models.inkling.configuration_inkling import InklingTextConfig
 
 import hf_latentgen  # noqa: F401
-from hf_latentgen.models.local_attention import local_attention_mask
+from hf_latentgen.models.local_attention_interface import BandedMask, local_attention_mask
 from modeling_common import TINY
 
 GROUPED = {**TINY, "num_key_value_heads": 2, "head_dim": 8}
@@ -62,5 +62,5 @@ def test_masks_that_show_more_than_the_window_stay_whole():
     assert torch.equal(masks["local_attention", False], masks["sdpa", False])
     assert masks["local_attention", False][0, 0, 40, 169]
     # Without the image it is the band.
-    assert masks["local_attention", True].dim() == 5
-    assert local_attention_mask(1, 200, 200, local_size=16).dim() == 5
+    assert isinstance(masks["local_attention", True], BandedMask)
+    assert isinstance(local_attention_mask(1, 200, 200, local_size=16), BandedMask)

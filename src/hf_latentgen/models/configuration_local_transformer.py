@@ -1,6 +1,9 @@
 # Copyright 2026 The hf-latentgen authors. Apache-2.0.
 """Configuration of the local-attention transformer."""
 
+from dataclasses import fields
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -81,8 +84,23 @@ class LocalTransformerConfig(PreTrainedConfig):
             self.layer_types = ["sliding_attention"] * max(self.num_hidden_layers, 0)
         if self.layer_windows is not None:
             self.window = max((window for windows in self.head_windows for window in windows), default=self.window)
-        kwargs.setdefault("attn_implementation", "local_attention")
+        # Only the whole matrix of scores has weights to show.
+        kwargs.setdefault("attn_implementation", "eager" if kwargs.get("output_attentions") else "local_attention")
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """The configuration of a dictionary of fields, some of them replaced; fewer layers are the first ones.
+
+        Raises:
+            ValueError: the fields together are out of range, the replaced ones among them.
+        """
+        replaced = {field.name: kwargs.pop(field.name) for field in fields(cls) if field.name in kwargs}
+        if "num_hidden_layers" in replaced:
+            lists = {name: config_dict.get(name) for name in ("layer_types", "layer_windows")}
+            layers = replaced["num_hidden_layers"]
+            replaced = {name: entries[:layers] for name, entries in lists.items() if entries is not None} | replaced
+        return super().from_dict(config_dict | replaced, **kwargs)
 
     @property
     def key_value_heads(self) -> int:
