@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from hf_latentgen.models import local_attention as module
-from hf_latentgen.models import local_attention_interface as interface
 from hf_latentgen.models import local_attention_cpu
+from hf_latentgen.models import local_attention_interface as interface
 from hf_latentgen.models.local_attention import local_attention, local_attention_reference
 from modeling_common import TINY
 

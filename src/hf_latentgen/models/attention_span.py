@@ -116,10 +116,7 @@ def attend(
     block = given.shape[-2] if is_banded else min(INFERENCE_BLOCK, query.shape[2])
     reach = whole_blocks(min(window, key.shape[2]) - 1, block)
     view = reach + block
-    if is_banded:
-        visible = given[..., -view:]
-    else:
-        visible = dense_to_band(given[:, 0, :, : key.shape[2]], block, reach)
+    visible = given[..., -view:] if is_banded else dense_to_band(given[:, 0, :, : key.shape[2]], block, reach)
     distance = reach + torch.arange(block, device=query.device).unsqueeze(1) - torch.arange(view, device=query.device)
     visible = visible & (distance < window)
     band = None if bias is None else bias_by_distance(bias, block, view, reach)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import and_masks, causal_mask_function, sdpa_mask
 from transformers.utils import logging
@@ -34,6 +34,8 @@ KNOWN_ARGUMENTS = {
     "sliding_window",
     "use_cache",
 }
+# Other names of a window than those with "sliding_window".
+WINDOWS = {"attention_chunk_size", "local_attention", "window"}
 # Those of tensors that models use on masks; Python looks them up on the class.
 OPERATORS = ("add", "and", "eq", "invert", "mul", "ne", "or", "radd", "rand", "rmul", "ror", "rsub", "sub")
 
@@ -203,12 +205,10 @@ def local_attention_forward(
         _warn_without_window(module)
     is_causal = kwargs.get("is_causal")
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if attention_mask is None and is_causal and 1 != query.shape[2] != key.shape[2]:
+    if attention_mask is None and is_causal and 1 < query.shape[2] < key.shape[2]:
         given = f"{query.shape[2]} queries and {key.shape[2]} keys without one"
         raise ValueError(f"attention_mask of {type(module).__name__} must tell which keys a query sees, got {given}")
-    return sdpa_attention_forward(
-        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-    )
+    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
 
 
 def check_arguments(module: torch.nn.Module, arguments: dict[str, Any]) -> None:
@@ -232,8 +232,9 @@ def _within_band(
 
 
 def _warn_without_window(module: torch.nn.Module) -> None:
-    config = getattr(module, "config", None)
-    if all(getattr(config, name, None) is None for name in ("sliding_window", "attention_chunk_size")):
+    # A configuration may refuse to be asked for what differs between its layers.
+    fields = vars(module.config) if isinstance(getattr(module, "config", None), PreTrainedConfig) else {}
+    if not any(value for name, value in fields.items() if "sliding_window" in name or name in WINDOWS):
         logger.warning_once(
             f"{type(module).__name__} has no sliding window: {NAME} computes full attention, like 'sdpa'"
         )
