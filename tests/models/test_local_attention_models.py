@@ -75,7 +75,7 @@ SECTIONS = ROTARY | {"mrope_section": [2, 1, 1]}
 # What some configurations need besides.
 MORE = {
     "cohere_compass_text": {"layer_types": MIXED, "rope_parameters": dict.fromkeys(MIXED, ROTARY)},
-    "dots3_note_text": {"num_key_value_heads": 4},
+    **{name: {"num_key_value_heads": 4} for name in ("axk2", "deepseek_v32", "dots3_note_text", "glm_moe_dsa")},
     "gemma3n_text": {
         "num_hidden_layers": 5,
         "num_kv_shared_layers": 0,
