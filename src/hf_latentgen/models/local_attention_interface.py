@@ -5,7 +5,7 @@ A model gets what it gets from `sdpa`, or an error that names what differs. Its 
 attention reads as bands; whatever else a model does to one, it does to the matrix of `sdpa`.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +74,8 @@ class BandedMask:
 
     def matrix(self) -> Tensor:
         """True where a query sees a key. Booleans [B, 1, N, K]."""
-        return sdpa_mask(**self.arguments)
+        # transformers leaves no mask out that is longer than its window.
+        return cast(Tensor, sdpa_mask(**self.arguments))
 
     def dim(self) -> int:
         """Number of axes of the matrix."""
@@ -91,7 +92,7 @@ class BandedMask:
             start, stop, step = index[2].indices(self.arguments["q_length"])
             if step == 1 and start < stop:
                 rows = {"q_length": stop - start, "q_offset": self.arguments["q_offset"] + start}
-                return sdpa_mask(**(self.arguments | rows))[index[0], index[1], :, index[3]]
+                return cast(Tensor, sdpa_mask(**(self.arguments | rows)))[index[0], index[1], :, index[3]]
         return self.matrix()[index]
 
     def __getattr__(self, name: str) -> Any:
