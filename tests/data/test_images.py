@@ -11,13 +11,7 @@ from sklearn.datasets import load_digits
 from torch.utils.data import random_split
 
 from data_common import pixels, rows_as_set, write_amat, write_idx, write_image_folder, write_parquet
-from hf_latentgen.data.images import (
-    LevelsDataset,
-    dataset_from_arrays,
-    load_images,
-    read_idx,
-    split_indices,
-)
+from hf_latentgen.data import LevelsDataset, dataset_from_arrays, load_images, read_idx, split_indices
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 
 
@@ -154,8 +148,8 @@ def test_streaming_and_loading_carve_the_same_validation_images(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (400, 4, 4), dtype=np.uint8)
     parquet = write_parquet(tmp_path / "parquet", {"train": dataset_from_arrays(images, split="train")})
     folder = write_image_folder(tmp_path / "folder", images)
-    expected = None
     for path in (parquet, folder):
+        expected = None
         for streaming in (False, True):
             train, validation = (load_images(path, split, streaming=streaming) for split in ("train", "validation"))
             parts = rows_as_set(train), rows_as_set(validation)

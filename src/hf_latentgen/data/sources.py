@@ -12,9 +12,36 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 
 DATA_DIR_VARIABLE = "HF_LATENTGEN_DATA"
 SPLITS = ("train", "validation", "test")
-# Names under which published data sets keep their validation split.
+# Names under which data sets keep their validation split.
 SPLIT_ALIASES = {"valid": "validation", "val": "validation", "dev": "validation"}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def split_name(name: str) -> str:
+    """The one of `SPLITS` that a name stands for, in any case and under any alias; another name in small letters."""
+    return SPLIT_ALIASES.get(name.lower(), name.lower())
+
+
+def walk_files(folder: Path) -> list[Path]:
+    """Files below a folder and behind its links, relative to it and in the order of their paths, without hidden ones.
+
+    A link to a folder that holds the link leads nowhere. A link to a file that is missing is listed: reading it fails.
+    """
+    found = []
+
+    def walk(current: Path, ancestors: tuple[Path, ...]) -> None:
+        for path in current.iterdir():
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                target = path.resolve()
+                if target not in ancestors:
+                    walk(path, (*ancestors, target))
+            elif path.is_file() or path.is_symlink():
+                found.append(path.relative_to(folder))
+
+    walk(folder, (folder.resolve(),))
+    return sorted(found, key=Path.as_posix)
 
 
 def data_root(data_dir: str | os.PathLike | None) -> Path | None:
