@@ -371,3 +371,24 @@ def test_a_data_set_without_texts_is_refused():
     for make in (TokenBlocksDataset, stream_token_blocks):
         with pytest.raises(ValueError, match="dataset must have a column 'text', got label, line"):
             make(Dataset.from_dict({"label": [0], "line": ["a"]}), 8)
+
+
+def test_links_to_files_and_folders_are_followed_without_circles(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.txt").write_text("b")
+    root = tmp_path / "root"
+    (root / "train").mkdir(parents=True)
+    (root / "train" / "a.txt").write_text("a")
+    (root / "train" / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "train" / "round").symlink_to(root)
+    (root / "test").symlink_to(tmp_path / "elsewhere")
+    (root / "validation").symlink_to(tmp_path / "elsewhere")
+    assert load_text(root, "train")["text"][:] == ["a", "b"]
+    assert load_text(root, "test")["text"][:] == ["b"]
+
+
+def test_splits_are_named_in_any_case(tmp_path):
+    for name in ("Train.txt", "VAL.txt", "Test.txt"):
+        (tmp_path / name).write_text(name)
+    for split, name in (("train", "Train.txt"), ("validation", "VAL.txt"), ("test", "Test.txt")):
+        assert load_text(tmp_path, split)["text"][:] == [name]

@@ -25,7 +25,8 @@ def load_folder(folder: Path, files: list[Path], streaming: bool) -> DatasetDict
 
     files: what the folder holds, relative to it.
 
-    Raises: ValueError when a folder beside the splits is none, or looks like a split where there are no others.
+    Raises: ValueError when a folder beside the splits is none, or looks like a split where there are no others, or
+        parquet files lie in several folders that are no splits.
     """
     images = [path for path in files if path.suffix.lower() in _image_suffixes()]
     tables = [path for path in files if path.suffix.lower() == ".parquet" and path.stem != "metadata"]
@@ -68,6 +69,9 @@ def _image_suffixes() -> set[str]:
 
 def _by_split(folder: Path, paths: list[Path], is_table: bool) -> dict[str, list[Path]]:
     """The files of each split; a split whose folder holds none of them has an empty list."""
+    parents = sorted({str(path.parent) for path in paths if split_name(path.parts[0]) not in SPLITS})
+    if is_table and len(parents) > 1:
+        raise ValueError(f"{folder} holds parquet files in several folders: {', '.join(parents)}. Name one of them.")
     tops = {path: _top(path, is_table) for path in paths}
     names = {*tops.values(), *(path.name for path in folder.iterdir() if path.is_dir())}
     understood = {name: split_name(name) for name in sorted(names) if split_name(name) in SPLITS}

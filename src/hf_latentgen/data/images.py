@@ -22,7 +22,6 @@ from datasets import (
     NamedSplit,
 )
 from datasets.table import InMemoryTable
-from datasets.utils.file_utils import xopen
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -34,6 +33,7 @@ from hf_latentgen.data.sources import (
     HUB_ID,
     SPLITS,
     data_root,
+    file_content,
     load_hub,
     split_name,
     walk_files,
@@ -308,17 +308,7 @@ def _select_split(
 def _are_in(rows: pa.Table, column: str, is_validation: bool) -> list[bool]:
     """Whether images belong to a part of `train`: a tenth is carved out by their files, not by their places."""
     files = rows[column].to_pylist()
-    return [(zlib.crc32(_content(file), SPLIT_SEED) % 10 == 0) == is_validation for file in files]
-
-
-def _content(image: dict | None) -> bytes:
-    """The file of an image, not decoded; of a missing image none."""
-    if image is None or (image["bytes"] is None and image["path"] is None):
-        return b""
-    if image["bytes"] is not None:
-        return image["bytes"]
-    with Path(image["path"]).open("rb") if Path(image["path"]).exists() else xopen(image["path"], "rb") as file:
-        return file.read()
+    return [(zlib.crc32(file_content(file), SPLIT_SEED) % 10 == 0) == is_validation for file in files]
 
 
 def _image_column(dataset: Dataset | IterableDataset, source: str) -> str:
@@ -348,7 +338,19 @@ def _rename_columns(dataset: Dataset | IterableDataset, column: str) -> Dataset 
     dataset = dataset.select_columns(list(names))
     if _holds_files(features[column]):
         dataset = dataset.cast_column(column, Image())
-    return dataset.rename_columns({old: new for old, new in names.items() if old != new})
+        features = cast(Features, dataset.features)
+    if all(old == new for old, new in names.items()):
+        return dataset
+    if isinstance(dataset, Dataset):
+        return dataset.rename_columns({old: new for old, new in names.items() if old != new})
+    # A stream would decode its images to rename them, unless they are a table.
+    renamed = Features({new: features[old] for old, new in names.items()})
+    where: Any = {"fn_kwargs": {"names": names}, "features": renamed, "remove_columns": list(names)}
+    return dataset.with_format("arrow").map(_renamed, batched=True, batch_size=ROWS_AT_ONCE, **where).with_format(None)
+
+
+def _renamed(rows: pa.Table, names: dict[str, str]) -> pa.Table:
+    return rows.rename_columns([names[name] for name in rows.column_names])
 
 
 def _stored_split(available: Collection[str], split: str, source: str) -> tuple[str, bool]:

@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from hf_latentgen.data.batches import GatheredDataset
 from hf_latentgen.data.labels import usable_labels
+from hf_latentgen.data.sources import file_content
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 
 # Rows whose files are in memory at a time, and the pixels after which images are processed and dropped.
@@ -153,7 +154,10 @@ def _decoded(
     images, num_pixels = {}, 0
     for position, value in enumerate(values):
         try:
-            image = decoder.decode_example(value) if isinstance(value, dict) else value
+            image = value
+            if isinstance(value, dict):
+                # Read here: Pillow would leave a broken file open.
+                image = decoder.decode_example({"bytes": file_content(value), "path": None})
             if not isinstance(image, PIL.Image.Image):
                 raise ValueError(f"it holds no image, but {image!r}")
         except BROKEN as error:

@@ -7,6 +7,7 @@ from typing import cast
 
 from datasets import DatasetDict, IterableDatasetDict, load_dataset
 from datasets.packaged_modules.cache.cache import Cache
+from datasets.utils.file_utils import xopen
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
@@ -42,6 +43,17 @@ def walk_files(folder: Path) -> list[Path]:
 
     walk(folder, (folder.resolve(),))
     return sorted(found, key=Path.as_posix)
+
+
+def file_content(file: dict | None) -> bytes:
+    """What a row of a data set holds as an image file, on this machine, elsewhere or in the row; of no file nothing."""
+    if file is None or file["bytes"] is not None:
+        return file["bytes"] if file else b""
+    if file["path"] is None:
+        return b""
+    path = Path(file["path"])
+    with path.open("rb") if path.exists() or path.is_absolute() else xopen(file["path"], "rb") as opened:
+        return opened.read()
 
 
 def data_root(data_dir: str | os.PathLike | None) -> Path | None:
