@@ -30,18 +30,19 @@ def walk_files(folder: Path) -> list[Path]:
     """
     found = []
 
-    def walk(current: Path, ancestors: tuple[Path, ...]) -> None:
+    def walk(current: Path, ancestors: set[Path]) -> None:
+        target = current.resolve()
+        if target in ancestors:
+            return
         for path in current.iterdir():
             if path.name.startswith("."):
                 continue
             if path.is_dir():
-                target = path.resolve()
-                if target not in ancestors:
-                    walk(path, (*ancestors, target))
+                walk(path, {*ancestors, target, *target.parents})
             elif path.is_file() or path.is_symlink():
                 found.append(path.relative_to(folder))
 
-    walk(folder, (folder.resolve(),))
+    walk(folder, set())
     return sorted(found, key=Path.as_posix)
 
 
