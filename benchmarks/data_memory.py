@@ -73,7 +73,7 @@ def read_photos(root: Path, way: str) -> dict[str, float]:
         if isinstance(dataset, Dataset):
             num_photos += len(LevelsDataset(dataset, processor))
         else:
-            levels = stream_levels(dataset, processor).shuffle(seed=0, buffer_size=1000)
+            levels = stream_levels(dataset, processor).shuffle(seed=0, buffer_size=1000, max_buffer_input_shards=1)
             num_photos += sum(len(collate_levels([example])["pixel_values"]) for example in levels)
     stop.set()
     watcher.join()

@@ -76,8 +76,8 @@ def stream_levels(
 ) -> IterableDataset:
     """Stream of `pixel_values`, uint8 levels [C, H, W], and `labels`, int64 [], when asked for.
 
-    Images are processed as they are read. Shuffle what this gives rather than what it takes: levels are smaller than
-    files.
+    Images are processed as they are read. To shuffle large ones, shuffle the levels, which are smaller than files, and
+    with `max_buffer_input_shards=1`: otherwise up to ten shards are read and decoded at the same time.
 
     skipped: as in [`LevelsDataset`]; a worker process of a `DataLoader` fills a copy of its own.
 

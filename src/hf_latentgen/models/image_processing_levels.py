@@ -1,7 +1,7 @@
 # Copyright 2026 The hf-latentgen authors. Apache-2.0.
 """Images to integer levels and back: the one quantisation rule, and the image processor built on it."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -139,23 +139,20 @@ class LevelsImageProcessor(PilBackend):
 
         An image is resized before the next one is read: many large ones would not fit into memory side by side.
         """
-        if isinstance(image, Image.Image):
-            array = _uint8_from_image(image, num_channels, background, bool(do_convert_rgb))
-        else:
+        if not isinstance(image, Image.Image):
             array = _channels_last(_uint8_from_array(image), input_data_format)
-            if array.shape[-1] != num_channels:
-                squeezed = array.squeeze(-1) if array.shape[-1] == 1 else array
-                image = Image.fromarray(squeezed, ARRAY_MODES[array.shape[-1]])
-                array = _uint8_from_image(image, num_channels, background, bool(do_convert_rgb))
-        values = np.moveaxis(array, -1, 0)
-        if values.shape[-2:] == (size.height, size.width):
-            return values
-        if not do_resize:
-            raise ValueError(
-                f"images must be {size.height}x{size.width} (size; do_resize=False), "
-                f"got {values.shape[-2]}x{values.shape[-1]}."
-            )
-        return self.resize(values, size, resample)
+            squeezed = array.squeeze(-1) if array.shape[-1] == 1 else array
+            image = Image.fromarray(squeezed, ARRAY_MODES[array.shape[-1]])
+        image = _converted(image, num_channels, background, bool(do_convert_rgb))
+        if image.size != (size.width, size.height):
+            if not do_resize:
+                raise ValueError(
+                    f"images must be {size.height}x{size.width} (size; do_resize=False), "
+                    f"got {image.height}x{image.width}."
+                )
+            image = image.resize((cast(int, size.width), cast(int, size.height)), resample)
+        values = np.asarray(image)
+        return values[None] if num_channels == 1 else np.moveaxis(values, -1, 0)
 
     def _preprocess(
         self,
@@ -193,8 +190,8 @@ def _colour(background: str) -> tuple[int, ...]:
         raise ValueError(f"background must be a colour such as 'white' or '#8090a0', got {background!r}.") from error
 
 
-def _uint8_from_image(image: Image.Image, num_channels: int, background: str, do_convert_rgb: bool) -> np.ndarray:
-    """8-bit values of a PIL image, upright and without transparency. [H, W, C]."""
+def _converted(image: Image.Image, num_channels: int, background: str, do_convert_rgb: bool) -> Image.Image:
+    """The image upright, without transparency, and in the mode that the number of channels asks for."""
     if image.mode not in EIGHT_BIT_MODES:
         raise ValueError(
             f"images must have 8 bits per channel, got a PIL image of mode {image.mode!r}; save it with 8 bits per "
@@ -215,8 +212,7 @@ def _uint8_from_image(image: Image.Image, num_channels: int, background: str, do
             ground = Image.new("RGBA", image.size, (*_colour(background), 255))
             image = Image.alpha_composite(ground, image).convert("RGB")
         image = image.convert(PIL_MODES[num_channels])
-    array = np.asarray(image)
-    return array[..., None] if num_channels == 1 else array
+    return image
 
 
 def _is_grey_array(image: Any) -> bool:
