@@ -93,9 +93,7 @@ def test_line_ends_of_windows_change_nothing():
 
 @pytest.mark.parametrize("text", ["no speakers", "KING RICHARD:\nI", ""])
 def test_a_text_without_speakers_has_no_copies(text):
-    with pytest.raises(
-        ValueError, match="renamed_copies needs headings .*, found none"
-    ):
+    with pytest.raises(ValueError, match="renamed_copies needs headings .*, found none"):
         renamed_copies(Dataset.from_dict({"text": [text, text]}), 26)
 
 

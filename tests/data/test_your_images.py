@@ -1,0 +1,33 @@
+"""The page on users' images names a test for each of its lines, and memory is as it says."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+
+def test_each_line_of_the_page_names_tests_that_exist(repository):
+    page = (repository / "docs" / "your_images.md").read_text(encoding="utf-8")
+    files = [*(repository / "tests" / "data").glob("test_*.py")]
+    files.append(repository / "tests" / "models" / "test_image_processing_levels.py")
+    defined = set(re.findall(r"^def (test_\w+)", "\n".join(path.read_text() for path in files), re.MULTILINE))
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.endswith("| Test |")]
+    assert len(rows) > 30
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row.split("|")[-2])
+        assert named, row
+        assert set(named) <= defined, row
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from /proc")
+def test_memory_does_not_grow_with_the_number_of_photos(repository, tmp_path):
+    script, output = repository / "benchmarks" / "data_memory.py", tmp_path / "memory.json"
+    sizes = ["--num_photos", "24", "--width", "2000", "--height", "1500"]
+    subprocess.run([sys.executable, script, *sizes, "--output", output], check=True, capture_output=True)
+    record = json.loads(output.read_text())
+    # A decoded photo takes 9 MB.
+    for way in ("folder", "folder_stream", "parquet_stream"):
+        assert (record[way]["peak_megabytes"] - record[way]["before_megabytes"]) / 24 < 5, way
