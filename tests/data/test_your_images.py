@@ -1,10 +1,10 @@
 """The page on users' images names a test for each of its lines, and memory is as it says."""
 
 import json
-import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +22,7 @@ def test_each_line_of_the_page_names_tests_that_exist(repository):
         assert set(named) <= defined, row
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from /proc")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_memory_does_not_grow_with_the_number_of_photos(repository, tmp_path):
     script, output = repository / "benchmarks" / "data_memory.py", tmp_path / "memory.json"
     sizes = ["--num_photos", "24", "--width", "2000", "--height", "1500"]
