@@ -299,7 +299,7 @@ def _select_split(
             )
     dataset = _rename_columns(dataset, column)
     if isinstance(dataset, Dataset) and is_string(dataset.features.get("label")):
-        names = {name for part in named.values() for name in part.unique("label")}
+        names = {name for part in named.values() for name in cast(Dataset, part).unique("label")}
         # With missing ones the strings stay, and are no labels.
         return dataset if None in names else encode_strings(dataset, sorted(names))
     return dataset

@@ -125,8 +125,8 @@ def _reader(
         levels: dict[int, torch.Tensor] = {}
         for images in _decoded(batch["image"], decoder, note):
             levels |= _processed(images, image_processor, note)
-        size, channels = image_processor.size, image_processor.num_channels
-        empty = torch.empty(0, channels, size.height, size.width, dtype=torch.uint8)
+        size: Any = image_processor.size
+        empty = torch.empty(0, image_processor.num_channels, size.height, size.width, dtype=torch.uint8)
         read = {"pixel_values": torch.stack([*levels.values()]) if levels else empty}
         if with_labels:
             labels = [batch["label"][position] for position in levels]
@@ -185,6 +185,6 @@ def _processed(
         if len(images) > 1:
             alone = (_processed({position: image}, image_processor, note) for position, image in images.items())
             return {position: levels for part in alone for position, levels in part.items()}
-        note(*images, error)
+        note(next(iter(images)), error)
         return {}
     return dict(zip(images, levels, strict=True))
