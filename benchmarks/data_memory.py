@@ -38,7 +38,7 @@ def write_photos(root: Path, num_photos: int, width: int, height: int) -> None:
     buffer = BytesIO()
     PIL.Image.fromarray(small).resize((width, height)).save(buffer, "JPEG", quality=92)
     for index in range(num_photos):
-        path = root / "folder" / "train" / ("cat", "dog")[index % 2] / f"{index}.jpg"
+        path = root / "folder" / SPLITS[index % 10 == 0] / ("cat", "dog")[index // 10 % 2] / f"{index}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         # What follows the end of a JPEG picture is not read.
         path.write_bytes(buffer.getvalue() + index.to_bytes(4, "big"))
