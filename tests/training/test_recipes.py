@@ -148,7 +148,7 @@ def test_every_local_recipe_trains_saves_loads_and_scores_the_same(path, two_ste
     if recipe.reads_text:
         validation = load_text(name, "validation", data_dir=data_dir)
         blocks = TokenBlocksDataset(validation, recipe.dataset["block_size"])
-        batch = blocks.__getitems__(range(len(blocks)))
+        batch = blocks.gather(range(len(blocks)))
         with torch.no_grad():
             nats = token_nats(model(**batch, use_cache=False).logits, batch["labels"]).sum()
         score, expected = nats.item() / count_bytes(batch["labels"]).sum().item() / math.log(2), "eval_bits_per_byte"

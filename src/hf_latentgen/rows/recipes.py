@@ -152,7 +152,9 @@ def train_recipe(
         _check_start(recipe, checkpoint)
     arguments = recipe.family.arguments(output_dir=str(output_dir), **recipe.training)
     set_seed(arguments.seed)
-    parts = recipe.family.make_parts(Setup(recipe.model, recipe.dataset, data_dir, arguments.seed, checkpoint))
+    skipped: dict[str, str] | None = {} if recipe.dataset.get("skip_broken") else None
+    setup = Setup(recipe.model, recipe.dataset, data_dir, arguments.seed, checkpoint, skipped)
+    parts = recipe.family.make_parts(setup)
     # Only now, so that a mistake in the recipe leaves no folder behind.
     _make_writable(output_dir)
     trainer = recipe.family.trainer(args=arguments, **parts)
@@ -166,6 +168,9 @@ def train_recipe(
     trainer.save_model()
     if trainer.is_world_process_zero():
         record = run_record(trainer, recipe, checkpoint, commit)
+        if skipped is not None:
+            # Folders are nobody else's business.
+            record["skipped"] = {_inside(name, recipe.dataset["name"]): reason for name, reason in skipped.items()}
         Path(output_dir, "run.json").write_text(json.dumps(record, indent=2) + "\n")
     return output_dir
 
@@ -195,6 +200,12 @@ def run_record(trainer: LatentTrainer, recipe: Recipe, checkpoint: Checkpoint | 
         "reference": recipe.reference,
         "history": [{key: value for key, value in entry.items() if key not in unwanted} for entry in evaluations],
     }
+
+
+def _inside(name: str, folder: str) -> str:
+    """The name of a file relative to the folder of the data, where it lies there; a row as it is."""
+    path = Path(name)
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
 
 
 def _check_start(recipe: Recipe, checkpoint: Checkpoint) -> None:

@@ -1,6 +1,7 @@
 """The trainer of a latent diffusion prior: a denoiser of the latents that a trained autoencoder gives to images."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from hf_latentgen.data import LevelsDataset
+from hf_latentgen.data.batches import GatheredDataset
 from hf_latentgen.evaluation.latents import posterior_moments
 from hf_latentgen.hub.pipelines import LatentGenPipeline
 from hf_latentgen.models.distributions import standard_normal
@@ -23,7 +25,7 @@ from hf_latentgen.training.arguments import LatentTrainingArguments
 from hf_latentgen.training.trainer import LatentTrainer
 
 
-class LatentsDataset(torch.utils.data.Dataset):
+class LatentsDataset(GatheredDataset):
     """Mean and standard deviation of the posterior of each image, held in memory. Shape: both [N, L]."""
 
     def __init__(self, means: Tensor, stds: Tensor):
@@ -33,13 +35,10 @@ class LatentsDataset(torch.utils.data.Dataset):
         """Number of images."""
         return len(self.means)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """`mean` and `std` of one posterior, [L]."""
-        return {"mean": self.means[index], "std": self.stds[index]}
-
-    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+    def gather(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """`mean` and `std` of several posteriors, [B, L]."""
-        return {"mean": self.means[indices], "std": self.stds[indices]}
+        rows = torch.as_tensor(indices)
+        return {"mean": self.means[rows], "std": self.stds[rows]}
 
 
 class PriorTrainer(LatentTrainer):
