@@ -150,7 +150,7 @@ class LevelsImageProcessor(PilBackend):
             array = _channels_last(_uint8_from_array(image), input_data_format)
             squeezed = array.squeeze(-1) if array.shape[-1] == 1 else array
             image = Image.fromarray(squeezed, ARRAY_MODES[array.shape[-1]])
-        image = _converted(image, num_channels, background, bool(do_convert_rgb))
+        image = convert_image(image, num_channels, background, bool(do_convert_rgb))
         if image.size != (size.width, size.height):
             if not do_resize:
                 raise ValueError(
@@ -197,7 +197,7 @@ def _colour(background: str) -> tuple[int, ...]:
         raise ValueError(f"background must be a colour such as 'white' or '#8090a0', got {background!r}.") from error
 
 
-def _converted(image: Image.Image, num_channels: int, background: str, do_convert_rgb: bool) -> Image.Image:
+def convert_image(image: Image.Image, num_channels: int, background: str, do_convert_rgb: bool = True) -> Image.Image:
     """The image upright, without transparency, and in the mode that the number of channels asks for."""
     if image.mode not in EIGHT_BIT_MODES:
         raise ValueError(
