@@ -139,7 +139,7 @@ def test_averaged_weights_are_evaluated_and_saved(make_trainer, tmp_path):
     assert not (tmp_path / "run" / TRAINING_WEIGHTS).exists()
     score = trainer.evaluate()["eval_bits_per_dim"]
     trainer.model.load_state_dict(saved)
-    trainer._ema = None
+    trainer._average = None
     assert trainer.evaluate()["eval_bits_per_dim"] == score
     trainer.model.load_state_dict(trained[-1])
     assert trainer.evaluate()["eval_bits_per_dim"] != score

@@ -4,14 +4,12 @@ import tempfile
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from diffusers import DDIMScheduler, DDPMScheduler
 from huggingface_hub import CommitInfo
 from torch import Tensor
-from transformers import EvalPrediction
 
 from hf_latentgen.data import LevelsDataset, load_images
 from hf_latentgen.evaluation.checkpoints import load_checkpoint
@@ -22,6 +20,7 @@ from hf_latentgen.models.modeling_image_autoencoder import ImageAutoencoderModel
 from hf_latentgen.models.modeling_latent_denoiser import LatentDenoiser
 from hf_latentgen.pipelines import LatentGenPipeline
 from hf_latentgen.training.arguments import LatentTrainingArguments
+from hf_latentgen.training.callbacks import without_bars
 from hf_latentgen.training.trainer import LatentTrainer
 
 # What the `model` section of a recipe says in place of the type of a transformers model.
@@ -53,7 +52,7 @@ class PriorTrainer(LatentTrainer):
 
     The loss is the mean squared error of the velocity, over latents and over steps drawn at random. `save_model` writes
     a [`LatentGenPipeline`] of the autoencoder, the denoiser and a DDIM scheduler, checkpoints hold the denoiser alone.
-    Logged for an evaluation: `eval_velocity_mse`.
+    Logged beside `loss`: `velocity_mse`, for an evaluation with the prefix `eval_`.
 
     Args, besides those of [`LatentTrainer`]:
         autoencoder: the model whose latents are learned.
@@ -63,19 +62,20 @@ class PriorTrainer(LatentTrainer):
 
     model: LatentDenoiser
 
+    score = "velocity_mse"
+    without_pictures = "a latent prior"
+
     def __init__(
-        self, model: LatentDenoiser, args: LatentTrainingArguments, autoencoder: ImageAutoencoderModel, **kwargs
+        self,
+        model: LatentDenoiser | None = None,
+        args: LatentTrainingArguments | None = None,
+        *,
+        autoencoder: ImageAutoencoderModel,
+        **kwargs,
     ):
-        if args.sample_epochs:
-            raise ValueError(f"sample_epochs must be empty for a latent prior, got {args.sample_epochs}")
-        if args.metric_for_best_model == "bits_per_dim":
-            args.metric_for_best_model = "velocity_mse"
-        super().__init__(
-            model,  # pyright: ignore[reportArgumentType]
-            args,
-            compute_metrics=self._velocity_metrics,
-            **kwargs,
-        )
+        super().__init__(model, args, **kwargs)  # pyright: ignore[reportArgumentType]
+        # What `remove_unused_columns` keeps: the trainer, not the denoiser, reads a batch.
+        self._signature_columns = ["mean", "std"]
         self.autoencoder = autoencoder
         self.scheduler = DDPMScheduler(
             beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False
@@ -84,14 +84,17 @@ class PriorTrainer(LatentTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The mean squared error of the velocity, and that of each image [B] when asked for. Scalar."""
         errors = self._errors(model, inputs, None)
+        self.record(velocity_mse=errors.mean())
         return (errors.mean(), errors) if return_outputs else errors.mean()
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """The loss, the error of each image [B], and no labels, for one batch of an evaluation."""
-        with torch.no_grad(), self.compute_loss_context_manager():
-            errors = self._errors(model, self._prepare_inputs(inputs), self._evaluation_generator)
-        # Empty labels rather than none: without any, the metrics would not be computed.
-        return errors.mean(), errors, ()
+    def evaluate_batch(self, model, inputs):
+        """The loss, and the error of each image, for one batch of an evaluation."""
+        errors = self._errors(model, inputs, self._evaluation_generator)
+        return errors.mean(), errors
+
+    def metrics(self, parts) -> dict[str, float]:
+        """The mean error of the velocity."""
+        return {self.score: float(parts.astype("float64").mean())}
 
     def pipeline(self) -> LatentGenPipeline:
         """The pipeline of the autoencoder, the denoiser and the scheduler that samples with few steps."""
@@ -117,7 +120,7 @@ class PriorTrainer(LatentTrainer):
             self.push_to_hub()
 
     def _save_pipeline(self, folder: str) -> None:
-        with self.evaluated_weights():
+        with self.evaluated_weights(), without_bars():
             self.pipeline().save_pretrained(folder)
 
     def _publish(self, folder: Path, *args, **kwargs) -> CommitInfo:
@@ -138,9 +141,6 @@ class PriorTrainer(LatentTrainer):
         noisy = self.scheduler.add_noise(latents, noise, steps)  # pyright: ignore[reportArgumentType]
         velocity = self.scheduler.get_velocity(latents, noise, steps)  # pyright: ignore[reportArgumentType]
         return F.mse_loss(model(noisy, steps).sample.float(), velocity, reduction="none").mean(1)
-
-    def _velocity_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        return {"velocity_mse": float(cast(np.ndarray, prediction.predictions).astype("float64").mean())}
 
 
 def prior_parts(section: dict, dataset: str, data_dir: str | None) -> dict:
