@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback
 from transformers.utils import logging
 
@@ -99,8 +100,8 @@ class ScoreProgressCallback(ProgressCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Shows the score of the last steps."""
-        if self.training_bar is not None and self.score in logs:
-            self._show({"train": logs[self.score]})
+        if self.training_bar is not None and logs is not None and self.score in logs:
+            self._show(self.training_bar, {"train": logs[self.score]})
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         """Shows the score of an evaluation, and writes its line."""
@@ -111,12 +112,12 @@ class ScoreProgressCallback(ProgressCallback):
             # The name of one of several data sets stands before that of the score.
             name, separator, rest = key.removeprefix("eval_").rpartition(self.score)
             if separator and not rest:
-                self._show({name.rstrip("_") or "validation": value})
+                self._show(self.training_bar, {name.rstrip("_") or "validation": value})
         self.training_bar.write(f"epoch {state.epoch:.4g}, step {state.global_step}: {self._scores()}")
 
-    def _show(self, scores: dict[str, float]) -> None:
+    def _show(self, bar: tqdm, scores: dict[str, float]) -> None:
         self._shown |= {name: f"{value:.4g}" for name, value in scores.items()}
-        self.training_bar.set_postfix_str(self._scores())
+        bar.set_postfix_str(self._scores())
 
     def _scores(self) -> str:
         scores = ", ".join(f"{name} {value}" for name, value in self._shown.items())
@@ -145,9 +146,10 @@ class TrainerEvents(TrainerCallback):
         """Starts the clock and the average of the weights, and lets each process draw its own noise."""
         trainer = self.trainer
         trainer._started = time.monotonic()
+        trainer._parts.clear()
         trainer._elapsed_before = max((entry.get("elapsed_seconds", 0.0) for entry in state.log_history), default=0.0)
         if state.global_step == 0:
-            trainer._average = trainer._new_average() if args.ema_decay else None
+            trainer._average = trainer._new_average() if trainer.args.ema_decay else None
         if trainer._average is not None:
             trainer._average.optimization_step = state.global_step
         if args.world_size > 1:

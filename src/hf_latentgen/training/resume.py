@@ -69,9 +69,16 @@ def write_settings(checkpoint: Path, arguments: TrainingArguments, position: tup
     (checkpoint / SETTINGS).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def read_position(checkpoint: Path) -> tuple[int, int] | None:
-    """Passes over a stream that were ended, and batches of the next; None for data of known length."""
+def read_position(checkpoint: Path, is_stream: bool) -> tuple[int, int] | None:
+    """Passes over a stream that were ended, and batches of the next; None for data of known length.
+
+    Raises:
+        ValueError: `is_stream` is not what it was.
+    """
     position = json.loads((checkpoint / SETTINGS).read_text())["position"]
+    if (position is not None) != is_stream:
+        before, now = ("data of known length", "a stream")[:: 1 if position is None else -1]
+        raise ValueError(f"cannot resume from {checkpoint}: train_dataset must be {before}, got {now}")
     return position and (position[0], position[1])
 
 

@@ -5,11 +5,12 @@ import functools
 import inspect
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
 import torch
+from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import find_batch_size, recursively_apply
 from diffusers.training_utils import EMAModel
 from huggingface_hub import CommitInfo
@@ -52,6 +53,13 @@ TOLD_ARGUMENTS = (
 def undisturbed_generator() -> contextlib.AbstractContextManager:
     """Context after which torch's global generator is as before: iterating over a DataLoader draws a seed from it."""
     return torch.random.fork_rng(devices=[])
+
+
+def collate_known(collator: Callable, names: list[str], batch: dict | list[dict]) -> dict[str, Tensor]:
+    """What a collator makes of the named columns of a batch, gathered at once or a list of examples."""
+    if isinstance(batch, dict):
+        return collator({name: values for name, values in batch.items() if name in names})
+    return collator([{name: value for name, value in example.items() if name in names} for example in batch])
 
 
 class LatentTrainer(Trainer):
@@ -104,8 +112,8 @@ class LatentTrainer(Trainer):
         self._share: float | Tensor = 1.0
         # Passes over a stream that have ended, and batches of the next.
         self._is_stream = False
-        self._position = self._resumed_position = (0, 0)
-        self._parts: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        self._position = (0, 0)
+        self._parts: dict[str, list[Tensor]] = defaultdict(list)
         self._evaluation_generator: torch.Generator | None = None
         self._elapsed_before = 0.0
         self._started = time.monotonic()
@@ -156,7 +164,7 @@ class LatentTrainer(Trainer):
         weight = self._share if weight is None else weight
         for name, value in parts.items():
             value = value.detach().float()
-            self._parts[name].append((value, torch.as_tensor(weight, dtype=value.dtype, device=value.device)))
+            self._parts[name].append(torch.stack([value * weight, torch.ones_like(value) * weight]))
 
     @property
     def trained(self) -> PreTrainedModel | LatentGenPipeline:
@@ -198,8 +206,14 @@ class LatentTrainer(Trainer):
         if self.args.dataloader_persistent_workers:
             # Workers draw a seed when they start: in the first epoch, or in the first after resuming. The noise that
             # is trained with must not depend on when.
-            loader.base_dataloader.generator = torch.Generator().manual_seed(self.args.seed)
+            cast(DataLoaderShard, loader).base_dataloader.generator = torch.Generator().manual_seed(self.args.seed)
         return loader
+
+    def _get_collator_with_removed_columns(self, data_collator, description=None) -> Callable:
+        if not self.args.remove_unused_columns:
+            return data_collator
+        self._set_signature_columns_if_needed()
+        return functools.partial(collate_known, data_collator, cast(list, self._signature_columns))
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The batches of one step, none when a stream has too few of them left. Arguments as in transformers."""
@@ -283,12 +297,8 @@ class LatentTrainer(Trainer):
         """Logs the recorded parts, averaged over steps and processes, and the elapsed time."""
         if "loss" in logs and self._parts:
             names = sorted(self._parts)
-            sums = torch.stack(
-                [
-                    torch.stack([sum(value * weight for value, weight in pairs), sum(weight for _, weight in pairs)])
-                    for pairs in (self._parts[name] for name in names)
-                ]
-            )
+            # Of each part, the weighted sum and the sum of the weights.
+            sums = torch.stack([torch.stack(self._parts[name]).sum(0) for name in names])
             sums = cast(Tensor, self.accelerator.gather(sums.to(self.args.device).unsqueeze(0))).sum(0)
             logs |= dict(zip(names, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
             self._parts.clear()
@@ -380,18 +390,24 @@ class LatentTrainer(Trainer):
         check_resumed_settings(self.args, checkpoint)
         if not self.is_fsdp_enabled:
             check_checkpoint_files(checkpoint, bool(self.args.ema_decay))
-        self._resumed_position = read_position(checkpoint) or (0, 0)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.args.ema_decay:
             self._average = self._new_average()
             load_model(self.model, checkpoint / TRAINING_WEIGHTS)
 
-    def _init_training_state(self, *args, **kwargs) -> tuple[int, int]:
-        epochs, batches = super()._init_training_state(*args, **kwargs)
-        self._position, self._resumed_position = self._resumed_position, (0, 0)
+    def _init_training_state(
+        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+    ) -> tuple[int, int]:
+        place = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        self._position = (0, 0)
+        if resume_from_checkpoint is None or self.args.ignore_data_skip:
+            return place
+        position = read_position(Path(resume_from_checkpoint), self._is_stream)
         # To transformers a stream is one epoch without an end, whatever passes were made over it.
-        is_placed = self._is_stream and not self.args.ignore_data_skip
-        return self._position if is_placed else (epochs, batches)
+        self._position = position or (0, 0)
+        return position or place
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
