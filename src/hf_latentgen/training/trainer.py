@@ -395,16 +395,10 @@ class LatentTrainer(Trainer):
             self._average = self._new_average()
             load_model(self.model, checkpoint / TRAINING_WEIGHTS)
 
-    def _init_training_state(
-        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-    ) -> tuple[int, int]:
-        place = super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-        )
-        self._position = (0, 0)
-        if resume_from_checkpoint is None or self.args.ignore_data_skip:
-            return place
-        position = read_position(Path(resume_from_checkpoint), self._is_stream)
+    def _init_training_state(self, *arguments) -> tuple[int, int]:
+        place, checkpoint = super()._init_training_state(*arguments), arguments[3]
+        is_resumed = checkpoint is not None and not self.args.ignore_data_skip
+        position = read_position(Path(checkpoint), self._is_stream) if is_resumed else None
         # To transformers a stream is one epoch without an end, whatever passes were made over it.
         self._position = position or (0, 0)
         return position or place
