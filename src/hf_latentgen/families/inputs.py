@@ -84,7 +84,9 @@ def text_parts(setup: Setup) -> dict:
 
 def image_data(checkpoint: Checkpoint, name: str, split: str, data_dir: str | None) -> Data:
     """Levels of the training and validation images, and of those to score, with labels where there are any."""
-    return Data(*(read_levels(checkpoint.processor, name, part, data_dir) for part in ("train", "validation", split)))
+    parts = ("train", "validation", split)
+    read = {part: read_levels(checkpoint.processor, name, part, data_dir) for part in dict.fromkeys(parts)}
+    return Data(*(read[part] for part in parts))
 
 
 def read_levels(processor: LevelsImageProcessor, name: str, split: str, data_dir: str | None) -> LevelsDataset:
