@@ -12,7 +12,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "CITATION.cff"),
-    *("docs/**/*.md", "docs/**/*.png", "notebooks/*.ipynb", "space/*.png"),
+    *("docs/**/*.md", "docs/**/*.png", "docs/*.css", "notebooks/*.ipynb", "space/*.png"),
     *("configs/**/*.yaml", "benchmarks/*.py", "benchmarks/*.json", "benchmarks/*.png"),
     *("model_cards/**/README.md", "model_cards/**/*.png", "model_cards/*/results.json"),
 )
