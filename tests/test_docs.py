@@ -92,6 +92,8 @@ def faults(words: list[str], root: Path = REPOSITORY) -> list[str]:
         found += [f"make {word}" for word in words[1:2] if "=" not in word and word not in targets]
     if words[0] == "hf-latentgen":
         found += faults_of_command(words[1], words[2:])
+    if "scripts/train.py" in words:
+        found += faults_of_command("train", words[words.index("scripts/train.py") + 1 :])
     return found
 
 
@@ -163,6 +165,7 @@ def test_the_readme_is_short():
     [
         ("make tset", "make tset"),
         ("python scripts/none.py", "scripts/none.py"),
+        ("accelerate launch scripts/train.py configs/vae_digits.yaml training.num_train_epoch=2", "num_train_epochs"),
         ("hf-latentgen trian vae_digits", "trian"),
         ("hf-latentgen train vae_digits --outputdir x", "--outputdir"),
         ("hf-latentgen train vae_digitz", "vae_digits"),
