@@ -21,8 +21,8 @@ from transformers import AutoConfig, AutoModel, TrainerCallback
 from hf_latentgen.data import LevelsDataset, collate_levels, dataset_from_arrays
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
+from hf_latentgen.rows.recipes import Recipe, load_recipe
 from hf_latentgen.training.arguments import LatentTrainingArguments
-from hf_latentgen.training.recipes import Recipe, load_recipe
 from hf_latentgen.training.trainer import ELBOTrainer
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,11 +4,9 @@ Every command is one function call; what it needs is imported when it runs.
 """
 
 import contextlib
-import shlex
 import sys
 from collections.abc import Iterator
 from enum import Enum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -91,7 +89,9 @@ def train(
 @app.command()
 def evaluate(
     checkpoint: CheckpointArgument,
-    data: Annotated[str | None, typer.Option(help="Data set, Hub id or folder.  [default: that it was made for]")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data set, Hub id or folder.  [default: that it was made for]")
+    ] = None,
     output_dir: Annotated[str | None, typer.Option(help="Folder to write.  [default: that of a training run]")] = None,
     row: Annotated[bool, typer.Option("--row", help="Write model_cards/<row>: of a run of its recipe only.")] = False,
     revision: Revision = None,
@@ -113,7 +113,8 @@ def evaluate(
     """Score a checkpoint on a whole split, and write results.json and pictures."""
     with one_line_errors():
         quiet()
-        from hf_latentgen.rows.command import evaluate_command
+        from hf_latentgen.families.family import Options
+        from hf_latentgen.rows.command import evaluate_command, public_command
 
         evaluate_command(
             checkpoint,
@@ -123,13 +124,10 @@ def evaluate(
             revision=revision,
             split=split,
             data_dir=data_dir,
-            command=shlex.join(["hf-latentgen", *sys.argv[1:]]),
-            batch_size=batch_size,
-            num_importance_samples=num_importance_samples,
-            compile=compile_pass,
+            command=public_command(sys.argv[1:]),
+            options=Options(batch_size, seed, num_importance_samples, compile_pass),
             classifier=classifier,
-            draws=tuple(draws) if draws else None,
-            seed=seed,
+            draws=tuple(draws or ()),
         )
 
 
@@ -155,6 +153,7 @@ def sample(
         from hf_latentgen.hub.pipelines import LatentGenPipeline
 
         pipe = LatentGenPipeline(*load(checkpoint, revision).parts)
+        pipe.set_progress_bar_config(disable=True)
         levels = pipe(
             num_images,
             torch.Generator().manual_seed(seed),
@@ -162,7 +161,8 @@ def sample(
             class_labels=label,
             output=output.value,
             output_type="pt",
-        ).images
+            return_dict=False,
+        )[0]
         image_grid(levels, pipe.model.config.num_levels, columns).save(file, format="PNG")
     print(file)
 

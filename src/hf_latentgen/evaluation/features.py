@@ -15,8 +15,8 @@ def in_domain_scores(
     samples: Tensor,
     train: LevelsDataset,
     test: LevelsDataset,
-    batch_size: int = 128,
-    num_levels: int | None = None,
+    batch_size: int,
+    num_levels: int,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Scores of samples in the feature space of a classifier of the same images, and what real images score.
 
@@ -28,7 +28,6 @@ def in_domain_scores(
         ValueError: the classifier reads images of another size or number of levels.
     """
     shape, read = tuple(train.levels.shape[1:]), classifier.config.num_levels
-    num_levels = read if num_levels is None else num_levels
     if num_levels != read:
         raise ValueError(f"classifier must read images of {num_levels} levels, got one for {read}")
     expected = (classifier.config.num_channels, *(classifier.config.image_size,) * 2)
@@ -57,9 +56,7 @@ def in_domain_scores(
 
 
 @torch.no_grad()
-def classifier_features(
-    classifier: LatentGenModel, levels: Tensor, batch_size: int
-) -> tuple[np.ndarray, np.ndarray]:
+def classifier_features(classifier: LatentGenModel, levels: Tensor, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Features before the last layer [N, F] and most likely classes [N] of images."""
     classifier.eval()
     features, classes = [], []

@@ -13,9 +13,7 @@ ACTIVITY_THRESHOLD = 0.01
 
 
 @torch.no_grad()
-def posterior_moments(
-    model: LatentGenModel, levels: Tensor, batch_size: int = 128
-) -> tuple[np.ndarray, np.ndarray]:
+def posterior_moments(model: LatentGenModel, levels: Tensor, batch_size: int = 128) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of the posterior of each image. Two arrays [N, L].
 
     Shape: `levels` [N, C, H, W]. The model is put into `eval()` mode.

@@ -1,4 +1,4 @@
-"""The likelihood of a whole split: bound and importance-weighted estimate of a VAE, or the exact one of other models."""
+"""The likelihood of a whole split: bound and importance-weighted estimate of a VAE, or an exact one."""
 
 from dataclasses import dataclass
 
@@ -64,7 +64,7 @@ def fresh_model(model: LatentGenModel, seed: int) -> LatentGenModel:
     """A model of the same configuration with fresh weights, where a training would start. Torch's generator stays."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return new_model(model.config).to(model.device)
+        return new_model(model.config).to(device=model.device)
 
 
 def exact_metrics(model: LatentGenModel, dataset: LevelsDataset, batch_size: int = 128) -> dict[str, float]:
@@ -154,7 +154,9 @@ def evaluate_likelihood(
     if num_importance_samples > 0:
         log_likelihood = [
             model.log_likelihood(batch.to(model.device), num_importance_samples, generator=generator).double().cpu()
-            for batch in logging.tqdm(levels.split(batch_size), desc=f"importance samples, K = {num_importance_samples}")
+            for batch in logging.tqdm(
+                levels.split(batch_size), desc=f"importance samples, K = {num_importance_samples}"
+            )
         ]
         importance_nll = -torch.cat(log_likelihood).numpy()
     wrong = ~np.isfinite(distortion + rate + (0 if importance_nll is None else importance_nll))

@@ -100,7 +100,9 @@ class Results:
             for key, value in getattr(self, part).items():
                 is_number = isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
                 require(is_number, f"{part}.{key}", value, "a finite number")
-        require(isinstance(self.model.get("model_type"), str), "model.model_type", self.model.get("model_type"), "a text")
+        require(
+            isinstance(self.model.get("model_type"), str), "model.model_type", self.model.get("model_type"), "a text"
+        )
         for index, entry in enumerate(self.reference):
             wanted = sorted(REFERENCE_KEYS)
             require(isinstance(entry, dict) and sorted(entry) == wanted, f"reference[{index}]", entry, f"of {wanted}")

@@ -148,8 +148,8 @@ def text_scores(
     """`nll_nats` of all documents together, `num_bytes`, and their `bits_per_byte`, which is no mean of means.
 
     With a learning rate it is dynamic evaluation: a copy of the model goes on learning from each part of the documents
-    once that is scored, by Adam. That too is the length of a code, as that of the counts in [`text_baselines`], which go
-    on in the same way.
+    once that is scored, by Adam. That too is the length of a code, as that of the counts in [`text_baselines`], which
+    go on in the same way.
 
     Source: Krause, Kahembwe, Murray and Renals (2018), Dynamic Evaluation of Neural Sequence Models.
     """

@@ -86,7 +86,7 @@ class Family:
         model_keys: keys that the `model` section of a recipe may have; the fields of the configuration when None.
         dataset_keys: keys that the `dataset` section of a recipe may have.
         make_parts: arguments of the trainer by name, but for those of the training.
-        load_data: the splits, from a checkpoint, the name of a data set, the split to score, and a folder of local data.
+        load_data: the splits, from a checkpoint, the name of a data set, the split to score and a folder of local data.
         measure: the scores on all of the test split.
         verify: the scores that can be computed again in a minute or so, named as those of `measure`.
         draw: the pictures of a row by name.

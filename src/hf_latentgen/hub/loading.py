@@ -1,4 +1,4 @@
-"""The one loader: a folder, a row of this repository or a name on the Hub becomes a model and its processor, checked."""
+"""The one loader: a folder, a row of the clone or a name on the Hub becomes a model and its processor, checked."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,14 +92,14 @@ def load(
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     if not (folder / INDEX).is_file():
         model, processor = _load_model(folder, folder, dtype)
-        return Checkpoint(name, folder, model.to(device), processor)
+        return Checkpoint(name, folder, _moved(model, device), processor)
     index = read_json(folder / INDEX, "save_pretrained writes it")
     if not {"model", "processor"} <= index.keys():
         raise ValueError(f"{name} must hold a pipeline of a model and a processor, got {index.get('_class_name')}")
     model, processor = _load_model(folder / "model", folder / "processor", dtype)
     denoiser, scheduler = _load_denoiser(folder, index, dtype)
-    denoiser = None if denoiser is None else denoiser.to(device)
-    return Checkpoint(name, folder, model.to(device), processor, denoiser, scheduler)
+    denoiser = None if denoiser is None else _moved(denoiser, device)
+    return Checkpoint(name, folder, _moved(model, device), processor, denoiser, scheduler)
 
 
 def find_folder(
@@ -131,7 +131,7 @@ def row_folders() -> list[Path]:
     return sorted(path.parent for path in ROWS.glob("*/results.json"))
 
 
-def new_model(config: LatentGenConfig) -> LatentGenModel:
+def new_model(config: Any) -> Any:
     """A model of a configuration with fresh weights."""
     return getattr(transformers, config.auto_model).from_config(config)
 
@@ -141,7 +141,11 @@ def _load_model(
 ) -> tuple[LatentGenModel, LevelsImageProcessor | ByteTokenizer]:
     """The model in one folder and the processor in another, the same or not. Errors as in `load`."""
     model_type = read_json(folder / CONFIG_NAME, "save_pretrained writes it").get("model_type")
-    if model_type not in CONFIG_MAPPING or not issubclass(CONFIG_MAPPING[model_type], LatentGenConfig):
+    if (
+        not isinstance(model_type, str)
+        or model_type not in CONFIG_MAPPING
+        or not issubclass(CONFIG_MAPPING[model_type], LatentGenConfig)
+    ):
         allowed = sorted(name for name in CONFIG_MAPPING if name.startswith("latentgen_"))
         raise ValueError(f"{folder / CONFIG_NAME}: model_type must be one of {allowed}, got {model_type!r}")
     for file in weight_files(folder):
@@ -187,15 +191,23 @@ def _load_denoiser(folder: Path, index: dict, dtype: torch.dtype | None) -> tupl
         raise ValueError(f"{INDEX} must name a scheduler of diffusers, got {[library, name]}")
     options = {"use_safetensors": True, "torch_dtype": dtype, "output_loading_info": True}
     try:
-        denoiser, report = LatentDenoiser.from_pretrained(folder / "denoiser", **options)
+        found: Any = LatentDenoiser.from_pretrained(folder / "denoiser", **options)
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{folder / 'denoiser'} holds a damaged file: {error}") from error
+    denoiser, report = found
     _check_report(folder / "denoiser", report)
     return denoiser.eval(), scheduler.from_pretrained(folder / "scheduler")
+
+
+def _moved(module: Any, device: Any) -> Any:
+    """The module, on a device."""
+    return module.to(device)
 
 
 def _check_report(folder: Path, report: dict) -> None:
     """Raise `ValueError` when weights are missing from a folder, or are of no use."""
     for problem in ("missing_keys", "unexpected_keys"):
         if report[problem]:
-            raise ValueError(f"the weights of {folder} do not fit its {CONFIG_NAME}, {problem}: {sorted(report[problem])}")
+            raise ValueError(
+                f"the weights of {folder} do not fit its {CONFIG_NAME}, {problem}: {sorted(report[problem])}"
+            )

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from transformers import PreTrainedModel
 
 from hf_latentgen.hub.pipelines import LatentGenPipeline
 from hf_latentgen.models.hub import IMAGE_TASK
@@ -15,7 +17,7 @@ TIMING = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "e
 
 
 def training_card(
-    model: LatentGenModel | LatentGenPipeline,
+    model: PreTrainedModel | LatentGenPipeline,
     repo_id: str,
     training: Mapping[str, object],
     history: Sequence[Mapping[str, float]],
@@ -32,7 +34,7 @@ def training_card(
     scores = sorted({key for entry in evaluations for key in entry if key.startswith("eval_") and key not in TIMING})
     is_pipeline = isinstance(model, LatentGenPipeline)
     model_type = "prior" if is_pipeline else model.config.model_type
-    task = IMAGE_TASK if isinstance(model, LatentGenPipeline) else model.hub_task
+    task = IMAGE_TASK if isinstance(model, LatentGenPipeline) else cast(LatentGenModel, model).hub_task
     folder = Path(__file__).parent
     metadata = ModelCardData(
         library_name="diffusers" if is_pipeline else "transformers",

@@ -69,4 +69,3 @@ class ImageAutoencoderConfig(LatentGenConfig):
         require(self.blocks_per_stage >= 1, "blocks_per_stage", self.blocks_per_stage, "at least 1")
         if self.architecture == "course":
             require(len(widths) == 3, "hidden_channels", widths, "three widths for architecture='course'")
-

@@ -17,10 +17,20 @@ def standard_normal(shape: tuple[int, ...], like: Tensor, generator: torch.Gener
     """Standard normal noise of `shape`, with the dtype and on the device of `like`.
 
     With a generator the noise is drawn on the generator's device, so that one seed gives one result on every device.
+
+    Raises:
+        ValueError: the generator is none, such as a seed.
     """
+    check_generator(generator)
     if generator is None:
         return torch.randn(shape, dtype=like.dtype, device=like.device)
     return torch.randn(shape, dtype=like.dtype, device=generator.device, generator=generator).to(like.device)
+
+
+def check_generator(generator: torch.Generator | None) -> None:
+    """Raise `ValueError` unless it is a `torch.Generator`, or None for torch's own."""
+    if not isinstance(generator, torch.Generator | None):
+        raise ValueError(f"generator must be a torch.Generator or None, got {generator!r}")
 
 
 def standard_normal_log_prob(latents: Tensor) -> Tensor:
@@ -120,6 +130,7 @@ class CategoricalPixels:
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Levels drawn from the distribution. int64 [B, C, H, W]."""
         probabilities = self.probabilities.movedim(1, -1)
+        check_generator(generator)
         device = probabilities.device if generator is None else generator.device
         drawn = torch.multinomial(probabilities.reshape(-1, self.num_levels).to(device), 1, generator=generator)
         return drawn.view(probabilities.shape[:-1]).to(probabilities.device)
@@ -200,6 +211,7 @@ class Prior:
             generator: source of the noise.
             parts: which part to draw each code from, integers [num_samples]; where negative or None, any.
         """
+        check_generator(generator)
         device = like.device if generator is None else generator.device
         if self.num_parts == 1:
             drawn = torch.zeros(num_samples, dtype=torch.long, device=like.device)

@@ -2,6 +2,7 @@
 """What the image autoencoders share: initialisation, checks, and what is made of an encoder and a decoder."""
 
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -127,6 +128,9 @@ class ImageAutoencoderModel(LatentGenModel):
 def check_levels(pixel_values: Tensor, num_channels: int, image_size: int, num_levels: int) -> None:
     """Raises `ValueError` unless the images are integer levels of the given size and range, at least one of them."""
     shape = (num_channels, image_size, image_size)
+    if not isinstance(pixel_values, Tensor):
+        given = type(pixel_values).__name__
+        raise ValueError(f"pixel_values must be a tensor of levels, as LevelsImageProcessor makes one, got a {given}")
     if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != shape or pixel_values.shape[0] == 0:
         expected = f"[B, {', '.join(map(str, shape))}] with B at least 1"
         raise ValueError(f"pixel_values must have shape {expected}, got {list(pixel_values.shape)}")
@@ -142,5 +146,5 @@ def check_levels(pixel_values: Tensor, num_channels: int, image_size: int, num_l
 
 def check_at_least(name: str, value: int, least: int) -> None:
     """Raises `ValueError` naming the argument unless it is a whole number of at least `least`."""
-    if value < least or value != int(value):
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value}")
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")

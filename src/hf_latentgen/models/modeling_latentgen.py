@@ -5,7 +5,7 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from huggingface_hub import CommitInfo, HfApi, ResolvedRevision, is_offline_mode, try_to_load_from_cache
@@ -46,6 +46,10 @@ class LatentGenModel(PreTrainedModel):
         can_complete: it draws the lower rows of images whose upper rows are given (`complete`, `complete_by_row`).
         score_name: what `score` gives, in words; lower is better.
     """
+
+    if TYPE_CHECKING:
+        # What a model can do beyond this is asked of `draws_images` and its like.
+        def __getattr__(self, name: str) -> Any: ...
 
     kind = "model"
     hub_task = IMAGE_TASK

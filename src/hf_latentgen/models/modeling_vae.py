@@ -12,7 +12,13 @@ from transformers.utils.generic import can_return_tuple
 
 from .bits import nats_to_bits_per_dim
 from .configuration_vae import VAEConfig
-from .distributions import CategoricalPixels, DiagonalGaussian, standard_normal, standard_normal_log_prob
+from .distributions import (
+    CategoricalPixels,
+    DiagonalGaussian,
+    check_generator,
+    standard_normal,
+    standard_normal_log_prob,
+)
 from .modeling_image_autoencoder import ImageAutoencoderModel, check_at_least
 from .networks import DECODERS, ENCODERS
 
@@ -146,6 +152,7 @@ class VAEModel(ImageAutoencoderModel):
             ValueError: an argument is out of range.
         """
         check_at_least("num_images", num_images, 1)
+        check_generator(generator)
         if temperature < 0:
             raise ValueError(f"temperature must be at least 0, got {temperature}")
         latents = temperature * self._prior_sample(num_images, generator)

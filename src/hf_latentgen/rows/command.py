@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,7 +32,24 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], file_f
         table = Table(*headers, box=None, show_header=any(headers), pad_edge=False)
         for row in rows:
             table.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row))
-        Console(soft_wrap=True).print(table)
+        # A file or another program takes lines of any length.
+        Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def public_command(words: Sequence[str]) -> str:
+    """The command that gives the same numbers elsewhere: without folders of this machine."""
+    kept, skip = ["hf-latentgen"], False
+    for word in words:
+        path = Path(word)
+        if skip or word.startswith(("--data-dir=", "--output-dir=")):
+            skip = False
+        elif word in ("--data-dir", "--output-dir"):
+            skip = True
+        elif path.is_absolute():
+            kept.append(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name))
+        else:
+            kept.append(word)
+    return shlex.join(kept)
 
 
 def evaluate_command(
@@ -44,9 +62,9 @@ def evaluate_command(
     split: str,
     data_dir: str | None,
     command: str,
+    options: Options,
     classifier: str | None,
-    draws: tuple[str, ...] | None,
-    **options: int | bool | None,
+    draws: tuple[str, ...],
 ) -> None:
     """Evaluate a checkpoint, print its scores, and write them where that was asked for.
 
@@ -63,15 +81,15 @@ def evaluate_command(
         target = Path(output_dir)
     elif (folder / RECORD).is_file():
         target = folder
-    judges = None if classifier is None else load(classifier)
-    others = None if draws is None else tuple(load(draw) for draw in draws)
+    judge = None if classifier is None else load(classifier)
+    others = tuple(load(draw) for draw in draws) or None
     loaded = replace(load(folder), name=checkpoint)
     evaluation = evaluate(
         loaded,
         data,
         split=split,
         data_dir=data_dir,
-        options=Options(**options, classifier=judges, draws=others),
+        options=replace(options, classifier=judge, draws=others),
         command=command,
     )
     results = evaluation.results

@@ -75,7 +75,9 @@ def evaluate(
     measured = family.measure(checkpoint, data, options)
     model = checkpoint.model.config.described()
     denoiser = checkpoint.denoiser
-    sizes = {} if denoiser is None else {key: denoiser.config[key] for key in ("latent_dim", "hidden_size", "num_blocks")}
+    sizes = (
+        {} if denoiser is None else {key: denoiser.config[key] for key in ("latent_dim", "hidden_size", "num_blocks")}
+    )
     results = Results(
         row=record.get("row") or Path(checkpoint.name).name,
         dataset=name,
@@ -124,8 +126,9 @@ def check_options(family: Family, options: Options) -> None:
 
 
 def read_record(folder: Path) -> dict:
-    """How the checkpoint in a folder came about, by the names of [`Results`]: from its `run.json`, else from its
-    `results.json`. Empty where there is neither.
+    """How the checkpoint in a folder came about, by the names of [`Results`]; empty where that is not recorded.
+
+    A training leaves the record in `run.json`; a published row has it in its `results.json`.
 
     Raises:
         ValueError: the file is damaged.
@@ -189,7 +192,9 @@ def check_row(checkpoint: Path) -> str:
     """
     record = read_record(checkpoint)
     if not record or not has_weights(checkpoint):
-        raise ValueError(f"{checkpoint} cannot become a row: it lacks {RECORD}, which a training writes, or its weights")
+        raise ValueError(
+            f"{checkpoint} cannot become a row: it lacks {RECORD}, which a training writes, or its weights"
+        )
     if record.get("overrides"):
         raise ValueError(f"{checkpoint} cannot become the row {record['row']}: it overrides {record['overrides']}")
     return record["row"]

@@ -19,6 +19,7 @@ from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
 from hf_latentgen.families import FAMILIES, find_family
 from hf_latentgen.families.family import Family, Setup
 from hf_latentgen.hub.loading import Checkpoint
+from hf_latentgen.models.modeling_latentgen import LatentGenModel
 from hf_latentgen.training.trainer import LatentTrainer, complete_checkpoints
 
 # In the wheel the recipes lie in the package, in a clone beside it.
@@ -160,7 +161,7 @@ def train_recipe(
     trainer.train(resume_from_checkpoint=str(last_checkpoint) if resume else None)
     if getattr(trainer.model.config, "num_clusters", None) is not None:
         with trainer.evaluated_weights():
-            labels = name_clusters(trainer.model, cast(LevelsDataset, parts["eval_dataset"]))
+            labels = name_clusters(cast(LatentGenModel, trainer.model), cast(LevelsDataset, parts["eval_dataset"]))
         trainer.model.config.cluster_labels = labels
     trainer.save_model()
     if trainer.is_world_process_zero():

@@ -69,8 +69,9 @@ def verify_row(
             continue
         told = results.metrics[name]
         error = results.metrics.get(name + STANDARD_ERROR)
-        is_sampled = error is not None and describe_metric(name).kind != "exact"
-        most = STANDARD_ERRORS * error if is_sampled else RELATIVE_TOLERANCE * abs(told)
+        most = RELATIVE_TOLERANCE * abs(told)
+        if error is not None and describe_metric(name).kind != "exact":
+            most = STANDARD_ERRORS * error
         scores[name] = (told, value, family.tolerances.get(name, most))
     return Verification(results.row, scores)
 

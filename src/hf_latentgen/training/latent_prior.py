@@ -57,9 +57,7 @@ class PriorTrainer(LatentTrainer):
 
     model: LatentDenoiser
 
-    def __init__(
-        self, model: LatentDenoiser, args: LatentTrainingArguments, autoencoder: LatentGenModel, **kwargs
-    ):
+    def __init__(self, model: LatentDenoiser, args: LatentTrainingArguments, autoencoder: LatentGenModel, **kwargs):
         if args.sample_epochs:
             raise ValueError(f"sample_epochs must be empty for a latent prior, got {args.sample_epochs}")
         if args.metric_for_best_model == "bits_per_dim":
@@ -137,9 +135,7 @@ class PriorTrainer(LatentTrainer):
         return {"velocity_mse": float(cast(np.ndarray, prediction.predictions).astype("float64").mean())}
 
 
-def make_denoiser(
-    autoencoder: LatentGenModel, train: LevelsDataset, validation: LevelsDataset, **fields: int
-) -> dict:
+def make_denoiser(autoencoder: LatentGenModel, train: LevelsDataset, validation: LevelsDataset, **fields: int) -> dict:
     """Arguments of a [`PriorTrainer`] by name: a new denoiser, and the latents that it learns from.
 
     Args:
