@@ -156,6 +156,12 @@ def test_commands_and_links_name_what_exists(page):
     assert broken_links(page) == []
 
 
+def test_every_guide_is_in_the_menu_of_the_site():
+    lines = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8").splitlines()
+    named = {line.split(": ")[-1] for line in lines}
+    assert [page_id(page) for page in GUIDES if page_id(page) not in named] == []
+
+
 def test_the_readme_is_short():
     assert len((REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
 
