@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint cards docs benchmark
+.PHONY: help demo test lint cards docs verify benchmark
 
 help:
 	@echo "make demo       train a small VAE on real digits and show it: runs/demo/"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint       ruff check, ruff format --check, pyright"
 	@echo "make cards      render model_cards/, docs/results.md and the README's table from the results.json files"
 	@echo "make docs       build the site of README, docs/, cards and API in site/; a broken link fails it"
+	@echo "make verify     score the published weights again (ROWS=\"vae_digits ...\" names some)"
 	@echo "make benchmark  measure speed; prints tables, writes JSON"
 	@echo
 	@echo "Each of them first makes .venv if it is missing or older than pyproject.toml and constraints.txt."
@@ -53,6 +54,9 @@ cards: $(READY)
 docs: $(READY),docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "the site is in site/index.html"
+
+verify: $(READY)
+	@$(BIN)/hf-latentgen verify $(ROWS)
 
 benchmark: $(READY)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done

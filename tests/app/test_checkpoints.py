@@ -129,3 +129,12 @@ def test_the_default_is_what_holds_weights(folders, tmp_path):
     assert default_checkpoints(tmp_path) == [str(tmp_path / "vae"), str(tmp_path / "bytes")]
     with pytest.raises(ValueError, match="CHECKPOINT must be given"):
         default_checkpoints(tmp_path / "missing")
+
+
+def test_classes_have_the_names_of_the_data():
+    checkpoints = load_checkpoints(["aae_mnist_all_labels", "vae_digits"])
+    assert checkpoints["aae_mnist_all_labels"].class_names == [str(digit) for digit in range(10)]
+    assert checkpoints["vae_digits"].class_names == []
+    named = checkpoints["aae_mnist_all_labels"]
+    named.model.config.id2label = {number: name for number, name in enumerate(["LABEL_0"] * 10)}
+    assert named.class_names[3] == "3"
