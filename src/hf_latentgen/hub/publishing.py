@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitInfo
+from huggingface_hub.utils import validate_repo_id
 
-from hf_latentgen.models.hub import check_repo_id, checked_client, commit_files, said_in_words
+from hf_latentgen.models.hub import checked_client, commit_files, said_in_words
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,22 @@ def publish(
 
     Arguments and errors as in `commit_files`.
     """
-    place = {"private": private, "revision": revision, "create_pr": create_pr, "token": token, "tag": upload.tag}
-    return commit_files(upload.repo_id, upload.contents, message, **place)
+    return commit_files(
+        upload.repo_id,
+        upload.contents,
+        message,
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        token=token,
+        tag=upload.tag,
+    )
 
 
 def full_repo_id(repo_id: str, token: str | None = None) -> str:
     """The name with its namespace: that of the user where none is given. Errors as in `commit_files`."""
-    check_repo_id(repo_id)
+    validate_repo_id(repo_id)
     if "/" in repo_id:
         return repo_id
-    api = checked_client(repo_id, token)
     with said_in_words(f"whose {repo_id} is was not found out"):
-        return f"{api.whoami()['name']}/{repo_id}"
+        return f"{checked_client(repo_id, token).whoami()['name']}/{repo_id}"
