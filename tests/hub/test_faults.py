@@ -72,7 +72,11 @@ def said(action, *arguments, **options) -> str:
     [
         ("", "ada/new", "the token is missing: log in with `hf auth login`, or set HF_TOKEN"),
         ("hf_two words", "ada/new", "the token is malformed: .*"),
-        ("hf_nobody", "ada/new", r"ada/new was not published \(HTTP 401\): the Hub does not know the token.*: log in .*"),
+        (
+            "hf_nobody",
+            "ada/new",
+            r"ada/new was not published \(HTTP 401\): the Hub does not know the token.*: log in .*",
+        ),
         ("hf_nobody", "new", r"whose new is was not found out \(HTTP 401\): the Hub does not know the token.*"),
         ("hf_ada", "ada/b/c", "Repo id .*'ada/b/c'.*"),
         ("hf_ada", "bob/new", r"bob/new was not published \(HTTP 403\): the token may not write .*"),
