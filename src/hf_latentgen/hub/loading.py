@@ -87,13 +87,14 @@ def load(
     folder = find_folder(name, revision, token, cache_dir, local_files_only)
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    parts: tuple = ()
     if (folder / INDEX).is_file():
         index = read_json(folder / INDEX, "save_pretrained writes it")
         if not {"model", "processor"} <= index.keys():
             raise ValueError(f"{name} must hold a pipeline of a model and a processor, got {index.get('_class_name')}")
-        parts = *_load_model(folder / "model", folder / "processor", dtype), *_load_denoiser(folder, index, dtype)
+        parts += _load_model(folder / "model", folder / "processor", dtype) + _load_denoiser(folder, index, dtype)
     else:
-        parts = _load_model(folder, folder, dtype)
+        parts += _load_model(folder, folder, dtype)
     for part in parts:
         if isinstance(part, torch.nn.Module):
             part.to(device)
@@ -130,7 +131,7 @@ def _load_model(
     folder: Path, processor_folder: Path, dtype: torch.dtype | None
 ) -> tuple[LatentGenModel, LevelsImageProcessor | ByteTokenizer]:
     """The model in one folder and the processor in another, the same or not. Errors as in `load`."""
-    model_type = read_json(folder / CONFIG_NAME, "save_pretrained writes it").get("model_type")
+    model_type = str(read_json(folder / CONFIG_NAME, "save_pretrained writes it").get("model_type"))
     if model_type not in CONFIG_MAPPING or not issubclass(CONFIG_MAPPING[model_type], LatentGenConfig):
         allowed = sorted(name for name in CONFIG_MAPPING if name.startswith("latentgen_"))
         raise ValueError(f"{folder / CONFIG_NAME}: model_type must be one of {allowed}, got {model_type!r}")

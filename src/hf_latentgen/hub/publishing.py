@@ -41,25 +41,13 @@ def publish(
     token: str | None = None,
     message: str = "Weights, configuration, card and pictures",
 ) -> CommitInfo:
-    """The one commit that holds all files of `upload`. The repository, and the branch `revision`, are made if missing.
+    """The one commit that holds all files of `upload`, see `commit_files`, whose arguments and errors it has.
 
-    It deletes what would be loaded in their place, or never is: other weights, configurations, code, and pickles.
     A commit cannot hold its own hash, so that the card in it pins the code by a tag named after the contents, which is
-    set afterwards. Where that fails, nothing else is loaded in its place, and publishing again sets it. A pull request
-    gets its tag when, merged, it is published once more.
-
-    Arguments and errors as in `commit_files`.
+    set afterwards; a pull request gets it when, merged, it is published once more.
     """
-    return commit_files(
-        upload.repo_id,
-        upload.contents,
-        message,
-        private=private,
-        revision=revision,
-        create_pr=create_pr,
-        token=token,
-        tag=upload.tag,
-    )
+    place = {"private": private, "revision": revision, "create_pr": create_pr, "token": token, "tag": upload.tag}
+    return commit_files(upload.repo_id, upload.contents, message, **place)
 
 
 def full_repo_id(repo_id: str, token: str | None = None) -> str:

@@ -13,6 +13,7 @@ from huggingface_hub import (
     HfApi,
     ModelCard,
     ModelCardData,
+    constants,
     is_offline_mode,
     snapshot_download,
 )
@@ -195,12 +196,11 @@ def checked_client(repo_id: str, token: bool | str | None = None) -> HfApi:
 
 def check_connection() -> None:
     """Raise `ConnectionError` when the Hub does not answer."""
-    endpoint = HfApi().endpoint
     try:
-        get_session().head(endpoint, timeout=TIMEOUT)
+        get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
     except HTTPError as error:
-        reason, advice = str(error) or type(error).__name__, "check the network, and HF_ENDPOINT if it is set"
-        raise ConnectionError(f"{endpoint} does not answer ({reason}): {advice}") from error
+        advice = f"({str(error) or type(error).__name__}): check the network, and HF_ENDPOINT if it is set"
+        raise ConnectionError(f"{constants.ENDPOINT} does not answer {advice}") from error
 
 
 def snapshot(
@@ -224,7 +224,7 @@ def snapshot(
         validate_repo_id(name)
     except HFValidationError as error:
         raise OSError(f"{name} is neither a folder nor a name on the Hub, 'namespace/name'") from error
-    unreachable, patterns = None, [str(Path(subfolder, pattern)) for pattern in FETCHED]
+    unreachable, patterns = None, [f"{subfolder}/{pattern}".lstrip("/") for pattern in FETCHED]
     if not local_files_only and not is_offline_mode():
         try:
             check_connection()

@@ -118,14 +118,7 @@ class LatentGenModel(PreTrainedModel):
         kind = type(self).__name__
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, max_shard_size=max_shard_size)
-            return commit_files(
-                repo_id,
-                folder_contents(folder, kind, self.hub_task, "transformers", tags),
-                commit_message or f"Upload {kind}",
-                private=private,
-                token=token,
-                revision=revision,
-                create_pr=create_pr,
-                description=commit_description,
-                keeps_card=True,
-            )
+            contents = folder_contents(folder, kind, self.hub_task, "transformers", tags)
+            place = {"private": private, "token": token, "revision": revision, "create_pr": create_pr}
+            place |= {"description": commit_description, "keeps_card": True}
+            return commit_files(repo_id, contents, commit_message or f"Upload {kind}", **place)

@@ -215,16 +215,9 @@ class LatentGenPipeline(DiffusionPipeline):
         kind = LatentGenPipeline.__name__
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, safe_serialization, variant)
-            return commit_files(
-                repo_id,
-                folder_contents(folder, kind, IMAGE_TASK, "diffusers"),
-                commit_message or f"Upload {kind}",
-                private=private,
-                token=token,
-                revision=revision,
-                create_pr=create_pr,
-                keeps_card=True,
-            )
+            contents = folder_contents(folder, kind, IMAGE_TASK, "diffusers")
+            place = {"private": private, "token": token, "revision": revision, "create_pr": create_pr}
+            return commit_files(repo_id, contents, commit_message or f"Upload {kind}", **place, keeps_card=True)
 
     def _draw_by_row(self, batch_size: int, class_labels, images, rows, options: dict) -> Tensor:
         """Levels that a pixel transformer draws below the given rows, with a bar of rows. [B, C, H, W]."""

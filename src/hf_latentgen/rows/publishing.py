@@ -64,7 +64,7 @@ def _load_measured(folder: Path, results: Results) -> Checkpoint:
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{folder} does not load: {error}") from error
     trained = loaded.model if loaded.denoiser is None else loaded.denoiser
-    measured = {"num_parameters": (trained.num_parameters(), results.num_parameters)}
+    measured: dict[str, tuple] = {"num_parameters": (trained.num_parameters(), results.num_parameters)}
     if results.weights_sha256 is not None:
         # Results of before weights had a hash tell no more of them than how many there are.
         measured["weights_sha256"] = (weights_sha256(folder), results.weights_sha256)
