@@ -148,7 +148,6 @@ def test_a_processor_that_does_not_fit_the_model_is_refused(folders, tmp_path):
     LevelsImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
     with pytest.raises(ValueError, match="aae_colour: num_channels of the image processor must be 3.*, got 1"):
         load_checkpoints([str(folder)])
-        default_checkpoints(tmp_path / "missing")
 
 
 def test_classes_have_the_names_of_the_data():
