@@ -155,5 +155,5 @@ def test_classes_have_the_names_of_the_data():
     assert checkpoints["aae_mnist_all_labels"].class_names == [str(digit) for digit in range(10)]
     assert checkpoints["vae_digits"].class_names == []
     named = checkpoints["aae_mnist_all_labels"]
-    named.model.config.id2label = {number: name for number, name in enumerate(["LABEL_0"] * 10)}
+    named.model.config.id2label = dict(enumerate(["LABEL_0"] * 10))
     assert named.class_names[3] == "3"

@@ -71,7 +71,7 @@ def test_limits_are_accepted(tmp_path):
 
 def test_parsed_from_words_and_written_as_json(tmp_path):
     words = [
-        "--output_dir",
+        "--output-dir",
         str(tmp_path),
         "--ema_decay",
         "0.9",

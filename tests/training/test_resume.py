@@ -244,7 +244,7 @@ def test_killed_training_resumes_bit_identically(tmp_path, repository, monkeypat
     config.write_text(RECIPE)
     killed, straight = tmp_path / "killed", tmp_path / "straight"
     script = str(repository / "scripts" / "train.py")
-    command = [sys.executable, script, str(config), "--output_dir", str(killed)]
+    command = [sys.executable, script, str(config), "--output-dir", str(killed)]
     with (tmp_path / "output.txt").open("w") as output:
         child = subprocess.Popen(command, stdout=output, stderr=output, cwd=tmp_path)
         try:
@@ -263,7 +263,7 @@ def test_killed_training_resumes_bit_identically(tmp_path, repository, monkeypat
     (killed / "checkpoint-58" / "trainer_state.json").unlink()
     os.truncate(killed / "checkpoint-59" / "trainer_state.json", 100)
 
-    monkeypatch.setattr(sys, "argv", [script, str(config), "--output_dir", str(killed), "--resume"])
+    monkeypatch.setattr(sys, "argv", [script, str(config), "--output-dir", str(killed), "--resume"])
     runpy.run_path(script, run_name="__main__")
     assert str(killed) in capsys.readouterr().out
     train_recipe(load_recipe(config), straight)

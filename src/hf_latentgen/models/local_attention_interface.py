@@ -19,8 +19,6 @@ from transformers.utils.import_utils import is_tracing
 
 from .local_attention import INFERENCE_BLOCK, band_positions, band_visibility, banded_attention, local_attention
 
-logger = logging.get_logger(__name__)
-
 NAME = "local_attention"
 # Name of the functions that transformers makes of several masks, all of which must allow a key.
 NARROWER_MASK = and_masks(causal_mask_function).__name__
@@ -236,7 +234,7 @@ def _warn_without_window(module: torch.nn.Module) -> None:
     # A configuration may refuse to be asked for what differs between its layers.
     fields = vars(module.config) if isinstance(getattr(module, "config", None), PreTrainedConfig) else {}
     if not any(value for name, value in fields.items() if "sliding_window" in name or name in WINDOWS):
-        logger.warning_once(
+        logging.get_logger(__name__).warning_once(
             f"{type(module).__name__} has no sliding window: {NAME} computes full attention, like 'sdpa'"
         )
 

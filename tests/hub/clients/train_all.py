@@ -92,7 +92,7 @@ for name, (trainer_class, data) in trainers.items():
 
 sys.argv = ["train.py", str(repository / "configs" / "vae_digits.yaml"), "training.max_steps=2"]
 sys.argv += ["training.push_to_hub=true", "training.hub_model_id=ada/all-command", "training.report_to=none"]
-sys.argv += ["training.sample_epochs=[]", "--output_dir", str(folder / "command")]
+sys.argv += ["training.sample_epochs=[]", "--output-dir", str(folder / "command")]
 runpy.run_path(str(repository / "scripts" / "train.py"), run_name="__main__")
 saved, pushed = (weights_of(AutoModel.from_pretrained(place)) for place in (folder / "command", "ada/all-command"))
 assert are_equal(saved, pushed)
