@@ -155,7 +155,9 @@ def drop_a_weight(path):
     return name
 
 
-@pytest.mark.parametrize("words", ["train small.yaml --from", "sample", "evaluate --data digits", "score small.yaml --model"])
+@pytest.mark.parametrize(
+    "words", ["train small.yaml --from", "sample", "evaluate --data digits", "score small.yaml --model"]
+)
 def test_missing_weights_are_refused_by_every_command(refused, checkpoint, here, words):
     name = drop_a_weight(checkpoint / "model.safetensors")
     line = refused(f"{words} runs/vae_small")
@@ -237,7 +239,10 @@ def test_scoring_a_published_row_leaves_it_alone(command, checkpoint, here):
     [
         ("--batch-size 0", "batch_size must be at least 1, got 0"),
         ("--split dev", "split must be one of train, validation, test, got 'dev'"),
-        ("--output-dir small.yaml/below --num-importance-samples 1", "the output folder small.yaml/below is not writable"),
+        (
+            "--output-dir small.yaml/below --num-importance-samples 1",
+            "the output folder small.yaml/below is not writable",
+        ),
         ("--classifier runs/vae_small", "classifier is of no use for variational autoencoders"),
         ("--draws runs/vae_small", "draws is of no use for variational autoencoders"),
         ("--revision main", "revision must be None for a folder"),

@@ -10,10 +10,10 @@ from PIL import Image
 from hf_latentgen import LevelsDataset, LevelsImageProcessor, load_images
 from hf_latentgen.data import read_idx
 from hf_latentgen.evaluation.baselines import (
+    baseline_scores,
     bz2_bytes,
     counting_nats,
     counting_nats_reference,
-    baseline_scores,
     num_context_levels,
     order0_nats,
     per_pixel_nats,

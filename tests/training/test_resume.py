@@ -10,7 +10,7 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from hf_latentgen.training.recipes import load_recipe, train_recipe
+from hf_latentgen.rows.recipes import load_recipe, train_recipe
 from hf_latentgen.training.trainer import TRAINING_WEIGHTS, complete_checkpoints
 from training_common import assert_resumed_is_straight, assert_same_checkpoint, assert_same_state, steps_of
 
@@ -84,13 +84,14 @@ def test_complete_checkpoints_are_those_written_to_their_end(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_killed_training_resumes_bit_identically(tmp_path, repository, monkeypatch, capsys):
     config = tmp_path / "small.yaml"
     config.write_text(RECIPE)
     killed, straight = tmp_path / "killed", tmp_path / "straight"
     script = str(repository / "scripts" / "train.py")
-    command = [sys.executable, script, str(config), "--output_dir", str(killed)]
+    command = [sys.executable, script, str(config), "--output-dir", str(killed)]
     with (tmp_path / "output.txt").open("w") as output:
         child = subprocess.Popen(command, stdout=output, stderr=output, cwd=tmp_path)
         try:
@@ -109,7 +110,7 @@ def test_killed_training_resumes_bit_identically(tmp_path, repository, monkeypat
     (killed / "checkpoint-58" / "trainer_state.json").unlink()
     os.truncate(killed / "checkpoint-59" / "trainer_state.json", 100)
 
-    monkeypatch.setattr(sys, "argv", [script, str(config), "--output_dir", str(killed), "--resume"])
+    monkeypatch.setattr(sys, "argv", [script, str(config), "--output-dir", str(killed), "--resume"])
     runpy.run_path(script, run_name="__main__")
     assert str(killed) in capsys.readouterr().out
     train_recipe(load_recipe(config), straight)
