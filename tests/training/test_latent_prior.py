@@ -179,8 +179,11 @@ def test_prior_needs_one_group_of_latents_and_a_new_denoiser(recipe, processor, 
         prior_parts(autoencoder=str(folder))
     with pytest.raises(ValueError, match="must name the checkpoint of an autoencoder"):
         prior_parts()
-    with pytest.raises(ValueError, match="starts from a new denoiser"):
+    with pytest.raises(ValueError, match="must be 'latentgen_prior', .*, got 'latentgen_aae'"):
         train_recipe(load_recipe(recipe), tmp_path / "run", checkpoint=load(folder))
+    trained = train_recipe(load_recipe(recipe), tmp_path / "run")
+    with pytest.raises(ValueError, match="starts from a new denoiser"):
+        train_recipe(load_recipe(recipe), tmp_path / "another", checkpoint=load(trained))
 
 
 def test_evaluation_scores_both_priors(recipe, processor, tmp_path, monkeypatch):

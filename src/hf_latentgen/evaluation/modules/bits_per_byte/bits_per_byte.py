@@ -1,4 +1,4 @@
-"""The metric `bits_per_byte`, loaded offline with `evaluate.load("src/hf_latentgen/evaluation/modules/bits_per_byte")`."""
+"""The metric `bits_per_byte`: `evaluate.load("src/hf_latentgen/evaluation/modules/bits_per_byte")`, offline."""
 
 import datasets
 import evaluate

@@ -1,4 +1,4 @@
-"""The metric `bits_per_dim`, loaded offline with `evaluate.load("src/hf_latentgen/evaluation/modules/bits_per_dim")`."""
+"""The metric `bits_per_dim`: `evaluate.load("src/hf_latentgen/evaluation/modules/bits_per_dim")`, offline."""
 
 import datasets
 import evaluate
