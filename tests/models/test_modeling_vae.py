@@ -57,6 +57,7 @@ def seeded(seed=0):
 
 class TestCommonBehaviours(CommonModelTests):
     model_class = VAEModel
+    compiled, others = "resnet", ("course", "mlp")
 
     @pytest.fixture(params=ARCHITECTURES)
     def config(self, request):
