@@ -234,6 +234,17 @@ def test_scoring_a_published_row_leaves_it_alone(command, checkpoint, here):
     assert {path: path.stat().st_mtime_ns for path in row.rglob("*")} == before
 
 
+def test_a_shipped_row_is_scored_from_its_name(command, repository, here):
+    before = names(here)
+    text = command("evaluate vae_digits --num-importance-samples 1")
+    published = Results.read(repository / "model_cards" / "vae_digits").metrics
+    assert f"{published['bits_per_dim']:.4f}" in text
+    assert f"{published['reconstruction_mse']:.4f}" in text
+    assert "nothing was written" in text
+    assert "how it was trained is not known" not in text
+    assert names(here) == before
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [

@@ -9,7 +9,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, BertConfig
 
-from hf_latentgen import AAEConfig, AAEForImageClassification, LevelsImageProcessor, VAEModel, load, load_images
+from hf_latentgen import (
+    AAEConfig,
+    AAEForImageClassification,
+    LatentGenPipeline,
+    LevelsImageProcessor,
+    VAEModel,
+    load,
+    load_images,
+)
 from hf_latentgen.evaluation.results import Results
 from hf_latentgen.families import inputs
 from hf_latentgen.families.family import Options
@@ -290,8 +298,17 @@ DAMAGES = [
 @pytest.mark.parametrize(("damage", "message"), DAMAGES)
 def test_damaged_checkpoints_are_refused(checkpoint, damage, message):
     damage(checkpoint)
-    with pytest.raises((ValueError, OSError), match=message):
-        load(checkpoint)
+    for loader in (load, LatentGenPipeline.from_pretrained):
+        with pytest.raises((ValueError, OSError), match=message):
+            loader(checkpoint)
+
+
+def test_a_pipeline_refuses_the_processor_of_another_model(trained):
+    model = load(trained).model
+    other = LevelsImageProcessor(size={"height": 8, "width": 8}, num_levels=256)
+    with pytest.raises(ValueError, match="num_levels of the image processor must be 16, .*, got 256"):
+        LatentGenPipeline(model, other)
+    LatentGenPipeline(model, LevelsImageProcessor.for_config(model.config))
 
 
 def test_a_damaged_record_is_named(checkpoint):
