@@ -121,7 +121,7 @@ def test_a_judge_reads_images_of_the_same_kind(digits):
     judge = AAEForImageClassification(AAEConfig(**(TINY | {"image_size": 9})))
     samples = torch.zeros(10, 1, 8, 8)
     with pytest.raises(ValueError, match=r"classifier must read images of shape \[1, 8, 8\], got one for \[1, 9, 9\]"):
-        in_domain_scores(judge, samples, digits["train"], digits["test"], 128)
+        in_domain_scores(judge, samples, digits["train"], digits["test"], 128, num_levels=16)
     judge = AAEForImageClassification(AAEConfig(**(TINY | {"num_levels": 256})))
     with pytest.raises(ValueError, match="classifier must read images of 16 levels, got one for 256"):
         in_domain_scores(judge, samples, digits["train"], digits["test"], 128, num_levels=16)
@@ -131,8 +131,8 @@ def test_real_images_as_samples_score_like_training_images(digits):
     torch.manual_seed(0)
     judge = AAEForImageClassification(AAEConfig(**TINY))
     train, test = digits["train"], digits["test"]
-    real, reachable = in_domain_scores(judge, train.levels[:300].float(), train, test, 128)
-    black, _ = in_domain_scores(judge, torch.zeros(300, 1, 8, 8), train, test, 128)
+    real, reachable = in_domain_scores(judge, train.levels[:300].float(), train, test, 128, num_levels=16)
+    black, _ = in_domain_scores(judge, torch.zeros(300, 1, 8, 8), train, test, 128, num_levels=16)
     assert real["in_domain_frechet_distance"] < 3 * reachable["in_domain_frechet_distance_of_train"] + 1e-3
     assert black["in_domain_frechet_distance"] > 10 * real["in_domain_frechet_distance"]
     assert real["in_domain_coverage"] > 0.8 > black["in_domain_coverage"]
