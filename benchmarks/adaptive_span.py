@@ -48,7 +48,7 @@ def train(model: LocalTransformerForCausalLM, blocks: TokenBlocksDataset, steps:
     model.train()
     for step in range(steps):
         indices = torch.randint(0, len(blocks), (batch_size,), generator=generator).tolist()
-        loss = model(**blocks.__getitems__(indices), use_cache=False).loss
+        loss = model(**blocks.gather(indices), use_cache=False).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -63,7 +63,7 @@ def nats_per_byte(model: LocalTransformerForCausalLM, blocks: TokenBlocksDataset
     """Mean loss of the model over full blocks, without the price of spans."""
     model.eval()
     # The last block is filled up with padding.
-    losses = [model(**blocks.__getitems__([index]), use_cache=False).loss.item() for index in range(len(blocks) - 1)]
+    losses = [model(**blocks.gather([index]), use_cache=False).loss.item() for index in range(len(blocks) - 1)]
     return statistics.mean(losses)
 
 
@@ -118,7 +118,7 @@ def main() -> None:
     models = {"untrimmed": untrimmed, "frozen": frozen, "window": fixed, "trimmed": trimmed}
 
     losses = {name: nats_per_byte(models[name], validation) for name in ("untrimmed", "trimmed")}
-    batch = training.__getitems__(list(range(arguments.batch_size)))
+    batch = training.gather(list(range(arguments.batch_size)))
     seconds: dict[str, dict[str, list[float]]] = {name: {"forward": [], "forward_backward": []} for name in models}
     for _ in range(arguments.repeats + 1):
         for name, model in models.items():

@@ -23,7 +23,7 @@ from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.rows.recipes import Recipe, load_recipe
 from hf_latentgen.training.arguments import LatentTrainingArguments
-from hf_latentgen.training.trainer import ELBOTrainer
+from hf_latentgen.training.elbo import ELBOTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
 COURSE, FAST = "vae_mnist_4bit", "vae_mnist_4bit_fast"

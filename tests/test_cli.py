@@ -129,7 +129,7 @@ def test_trains_resumes_and_starts_from_the_result(command, here):
         ("vae_digit", "the nearest row is vae_digits"),
         ("small.yaml training.lr=1", "unknown key training.lr; the nearest valid key is training."),
         ("small.yaml training.seed", "an override must have the form section.key=value, got 'training.seed'"),
-        ("small.yaml training.output_dir=x", "unknown key training.output_dir"),
+        ("small.yaml training.output_dir=x", "training.output_dir must be left out of a recipe"),
         ("small.yaml --resume", "cannot resume: runs/small holds no complete checkpoint"),
         ("small.yaml dataset.name=mnist --data-dir nowhere", "must be an existing folder, got 'nowhere'"),
         ("small.yaml --output-dir small.yaml", "the output folder small.yaml is not writable"),

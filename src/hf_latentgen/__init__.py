@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from hf_latentgen.models.modeling_vae import VAEOutput
     from hf_latentgen.training.adversarial import AdversarialTrainer
     from hf_latentgen.training.arguments import AdversarialTrainingArguments, LatentTrainingArguments
+    from hf_latentgen.training.elbo import ELBOTrainer
     from hf_latentgen.training.likelihood import LikelihoodTrainer
-    from hf_latentgen.training.trainer import ELBOTrainer
 
 __version__ = "0.1.0"
 
@@ -55,7 +55,7 @@ _MODULES = {
     "AAEOutput": "models.modeling_aae",
     "AdversarialTrainer": "training.adversarial",
     "AdversarialTrainingArguments": "training.arguments",
-    "ELBOTrainer": "training.trainer",
+    "ELBOTrainer": "training.elbo",
     "LatentDenoiser": "models.modeling_latent_denoiser",
     "LatentGenPipeline": "hub.pipelines",
     "LatentTrainingArguments": "training.arguments",

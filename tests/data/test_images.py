@@ -11,13 +11,7 @@ from sklearn.datasets import load_digits
 from torch.utils.data import random_split
 
 from data_common import pixels, rows_as_set, write_amat, write_idx, write_image_folder, write_parquet
-from hf_latentgen.data.images import (
-    LevelsDataset,
-    dataset_from_arrays,
-    load_images,
-    read_idx,
-    split_indices,
-)
+from hf_latentgen.data import LevelsDataset, dataset_from_arrays, load_images, read_idx, split_indices
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 
 
@@ -154,8 +148,8 @@ def test_streaming_and_loading_carve_the_same_validation_images(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (400, 4, 4), dtype=np.uint8)
     parquet = write_parquet(tmp_path / "parquet", {"train": dataset_from_arrays(images, split="train")})
     folder = write_image_folder(tmp_path / "folder", images)
-    expected = None
     for path in (parquet, folder):
+        expected = None
         for streaming in (False, True):
             train, validation = (load_images(path, split, streaming=streaming) for split in ("train", "validation"))
             parts = rows_as_set(train), rows_as_set(validation)
@@ -175,13 +169,22 @@ def test_an_image_folder_names_classes_after_folders(tmp_path):
     assert rows_as_set(test) == {image.tobytes() for image in colour[:2]}
 
 
-def test_other_column_names_are_understood(tmp_path, random_images):
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_other_column_names_are_understood(tmp_path, random_images, processor, monkeypatch, streaming, split):
     full = dataset_from_arrays(random_images, np.arange(60) % 3, split="train")
     full = full.rename_columns({"image": "img", "label": "fine_label"}).add_column("extra", list(range(60)))
     write_parquet(tmp_path / "data", {"train": full, "test": full})
-    test = load_images(tmp_path / "data", "test")
-    assert test.column_names == ["image", "label"]
-    assert (pixels(test) == random_images).all()
+    dataset = load_images(tmp_path / "data", split, streaming=streaming)
+    assert dataset.column_names == ["image", "label"]
+    rows = list(dataset)
+    expected = {image.tobytes(): index % 3 for index, image in enumerate(random_images)}
+    assert {row["image"].tobytes(): row["label"] for row in rows}.items() <= expected.items()
+    assert len(rows) == 60 or split == "validation"
+    # Each image is decoded once, when its levels are made.
+    decoded, decode = [], Image.decode_example
+    monkeypatch.setattr(Image, "decode_example", lambda *args: decoded.append(1) or decode(*args))
+    assert len(LevelsDataset(dataset, processor, with_labels=True)) == len(rows) == len(decoded)
 
 
 def test_encoded_images_without_a_feature_are_decoded(tmp_path, random_images):

@@ -9,13 +9,7 @@ from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 
 from data_common import pixels, write_parquet
-from hf_latentgen.data.images import (
-    LevelsDataset,
-    collate_levels,
-    dataset_from_arrays,
-    load_images,
-    stream_levels,
-)
+from hf_latentgen.data import LevelsDataset, collate_levels, dataset_from_arrays, load_images, stream_levels
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 
 
@@ -63,7 +57,7 @@ def test_images_of_other_sizes_and_modes_are_brought_to_one_form(processor):
     dataset = Dataset.from_dict({"image": pictures}, features=Features(image=Image()))
     levels = LevelsDataset(dataset, processor).levels
     assert levels.shape == (3, 1, 6, 5)
-    assert [int(image.max()) for image in levels] == [255, 0, 0]
+    assert [int(image.max()) for image in levels] == [255, 0, 255]
 
 
 def test_colour_arrays_become_rgb_images():
@@ -120,7 +114,7 @@ def test_labels_that_are_not_there_are_refused(random_images, processor):
 
 def test_an_empty_data_set_is_refused(random_images, processor):
     dataset = dataset_from_arrays(random_images, split="train").select([])
-    with pytest.raises(ValueError, match="at least one image, got an empty data set"):
+    with pytest.raises(ValueError, match="at least one image for split 'train', got an empty data set"):
         LevelsDataset(dataset, processor)
 
 

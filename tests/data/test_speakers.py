@@ -80,6 +80,23 @@ def test_a_text_that_is_no_utf8_keeps_its_bytes(tmp_path):
     assert all(text.startswith("\udcff\udcfe") for text in renamed_copies(dataset, 2)["text"])
 
 
+def test_line_ends_of_windows_change_nothing():
+    windows = PLAY.replace("\n", "\r\n") * 30
+    for seed in range(5):
+        assert rename_speakers(windows, seed, share=1.0) != windows
+    copies = renamed_copies(Dataset.from_dict({"text": [windows]}), 26)["text"]
+    assert len(set(copies)) == 26
+    # Only names differ: every line stays, and ends as it did.
+    assert {copy.count("\r\n") for copy in copies} == {copy.count("\n") for copy in copies} == {windows.count("\r\n")}
+    assert any(name not in ("ROMEO", "BENVOLIO") for name in re.findall(r"(?<=\n\r\n)[A-Z]+(?=:\r\n)", copies[0]))
+
+
+@pytest.mark.parametrize("text", ["no speakers", "KING RICHARD:\nI", ""])
+def test_a_text_without_speakers_has_no_copies(text):
+    with pytest.raises(ValueError, match="renamed_copies needs headings .*, found none"):
+        renamed_copies(Dataset.from_dict({"text": [text, text]}), 26)
+
+
 @pytest.mark.parametrize("num_copies", [0, -1, 2.0, True, "3", None])
 def test_the_number_of_copies_must_be_an_integer_of_at_least_one(num_copies):
     with pytest.raises(ValueError, match=f"renamed_copies must be an integer of at least 1, got {num_copies!r}"):

@@ -289,7 +289,7 @@ def test_blocks_equal_the_reference(contents, block_size):
 def test_every_byte_is_predicted_exactly_once(block_size):
     texts = ["abc", "", "defghij", "é"]
     blocks = TokenBlocksDataset(texts_dataset(texts), block_size)
-    labels = blocks.__getitems__(list(range(len(blocks))))["labels"]
+    labels = blocks.gather(list(range(len(blocks))))["labels"]
     # As the shift of a causal loss sees them.
     scored = labels[:, 1:][labels[:, 1:] != -100].tolist()
     expected = [index for text in texts for index in (*text.encode(), EOS)]
@@ -300,7 +300,7 @@ def test_a_batch_is_gathered_at_once():
     blocks = TokenBlocksDataset(texts_dataset([f"document {index}" for index in range(50)]), 16)
     assert blocks.input_ids.dtype == torch.int16
     rows = [3, 0, 7, 3]
-    batch = collate_levels(blocks.__getitems__(rows))
+    batch = collate_levels(blocks.gather(rows))
     for name, values in batch.items():
         assert (values.dtype, values.shape) == (torch.int64, (4, 16))
         assert (values == torch.stack([blocks[row][name] for row in rows])).all()
@@ -338,7 +338,7 @@ def test_a_model_sees_each_document_as_if_it_were_alone(attention):
     )
     model = MistralForCausalLM(config).eval()
     contents = ["hello", "a", "", "some more text"]
-    batch = TokenBlocksDataset(texts_dataset(contents), 64).__getitems__([0])
+    batch = TokenBlocksDataset(texts_dataset(contents), 64).gather([0])
     output = model(**batch, use_cache=False)
     start, nats, count = 0, 0.0, 0
     for content in contents:
@@ -371,3 +371,24 @@ def test_a_data_set_without_texts_is_refused():
     for make in (TokenBlocksDataset, stream_token_blocks):
         with pytest.raises(ValueError, match="dataset must have a column 'text', got label, line"):
             make(Dataset.from_dict({"label": [0], "line": ["a"]}), 8)
+
+
+def test_links_to_files_and_folders_are_followed_without_circles(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.txt").write_text("b")
+    root = tmp_path / "root"
+    (root / "train").mkdir(parents=True)
+    (root / "train" / "a.txt").write_text("a")
+    (root / "train" / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "train" / "round").symlink_to(root)
+    (root / "test").symlink_to(tmp_path / "elsewhere")
+    (root / "validation").symlink_to(tmp_path / "elsewhere")
+    assert load_text(root, "train")["text"][:] == ["a", "b"]
+    assert load_text(root, "test")["text"][:] == ["b"]
+
+
+def test_splits_are_named_in_any_case(tmp_path):
+    for name in ("Train.txt", "VAL.txt", "Test.txt"):
+        (tmp_path / name).write_text(name)
+    for split, name in (("train", "Train.txt"), ("validation", "VAL.txt"), ("test", "Test.txt")):
+        assert load_text(tmp_path, split)["text"][:] == [name]

@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from transformers import AutoImageProcessor, dynamic_module_utils
 
 from hf_latentgen import VAEConfig
@@ -130,9 +130,68 @@ def test_every_8_bit_mode_is_converted(mode, num_channels, target, colour):
 
 def test_arrays_change_channels_like_pil_images(processor, colour):
     expected = processor(Image.fromarray(colour), return_tensors="np")["pixel_values"]
-    alpha = np.concatenate([colour, np.full((4, 5, 1), 7, np.uint8)], axis=-1)
+    opaque = np.concatenate([colour, np.full((4, 5, 1), 255, np.uint8)], axis=-1)
     assert (processor(colour, return_tensors="np")["pixel_values"] == expected).all()
-    assert (processor(alpha, return_tensors="np")["pixel_values"] == expected).all()
+    assert (processor(opaque, return_tensors="np")["pixel_values"] == expected).all()
+
+
+def stroke(mode: str) -> Image.Image:
+    """A black stroke down the middle of a transparent ground."""
+    image = Image.new("RGBA", (5, 4), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (2, 0, 3, 4))
+    if mode == "P":
+        palette = Image.new("P", (5, 4), 1)
+        palette.putpalette([0, 0, 0, 0, 0, 0])
+        palette.paste(0, (2, 0, 3, 4))
+        palette.info["transparency"] = 1
+        return palette
+    if mode == "La":
+        return image.convert("LA").convert("La")
+    return image if mode == "RGBA" else image.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "PA", "RGBa", "La"])
+@pytest.mark.parametrize(
+    ("fields", "ground"), [({}, 255), ({"background": "black"}, 0), ({"background": "#808080"}, 128)]
+)
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_transparency_is_laid_on_the_background(mode, fields, ground, num_channels):
+    processor = LevelsImageProcessor(size=(4, 5), num_levels=256, num_channels=num_channels, **fields)
+    expected = np.full((1, num_channels, 4, 5), ground)
+    expected[..., 2] = 0
+    assert (processor(stroke(mode), return_tensors="np")["pixel_values"] == expected).all()
+    if mode == "RGBA":
+        assert (processor(np.asarray(stroke(mode)), return_tensors="np")["pixel_values"] == expected).all()
+
+
+def test_half_transparent_is_mixed_with_the_background():
+    processor = LevelsImageProcessor(size=(4, 5), num_levels=256, background="#640000", num_channels=3)
+    levels = processor(Image.new("RGBA", (5, 4), (200, 0, 0, 128)), return_tensors="np")["pixel_values"]
+    assert levels[0, :, 0, 0].tolist() == [150, 0, 0]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_colour_that_stands_for_transparent_is_laid_on_the_background(mode, tmp_path):
+    # PNG files without an alpha channel may name one value that is transparent.
+    Image.new(mode, (5, 4), 0).save(tmp_path / "a.png", transparency=0 if mode == "L" else (0, 0, 0))
+    processor = LevelsImageProcessor(size=(4, 5), num_channels=3 if mode == "RGB" else 1)
+    with Image.open(tmp_path / "a.png") as image:
+        assert (processor(image, return_tensors="np")["pixel_values"] == 15).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_are_turned_upright_once(orientation, tmp_path, colour):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(colour).save(tmp_path / "photo.png", exif=exif)
+    with Image.open(tmp_path / "photo.png") as photo:
+        upright = ImageOps.exif_transpose(photo)
+        processor = LevelsImageProcessor(size=upright.size[::-1], num_levels=256, num_channels=3)
+        for image in (photo, upright):
+            levels = processor(image, do_resize=False, return_tensors="np")["pixel_values"][0]
+            assert (np.moveaxis(levels, 0, -1) == np.asarray(upright)).all()
+        # What the caller holds stays as it is.
+        assert photo.size == (5, 4)
 
 
 def test_images_are_resized_to_size(processor):
@@ -181,6 +240,8 @@ def test_without_conversion_other_channel_counts_are_refused(processor, colour, 
     rgb = LevelsImageProcessor(size=(4, 5), num_channels=3, do_convert_rgb=False)
     with pytest.raises(ValueError, match=r"mode 'RGB' \(num_channels=3, do_convert_rgb=False\), got 'L'"):
         rgb(grey)
+    with pytest.raises(ValueError, match=r"do_convert_rgb=False\), got 'RGBA' with transparency"):
+        rgb(stroke("RGBA"))
 
 
 def test_without_resizing_other_sizes_are_refused(processor):
@@ -196,6 +257,8 @@ def test_without_resizing_other_sizes_are_refused(processor):
         ({"num_channels": 2}, r"num_channels must be 1 \(greyscale\) or 3 \(RGB\), got 2"),
         ({"size": {"shortest_edge": 4}}, "size must name a positive height and width"),
         ({"size": {"height": 0, "width": 4}}, "size must name a positive height and width"),
+        ({"background": "clear"}, "background must be a colour such as 'white' or '#8090a0', got 'clear'"),
+        ({"background": 255}, "background must be a colour such as 'white' or '#8090a0', got 255"),
     ],
 )
 def test_bad_fields_are_refused_when_the_processor_is_made(fields, message):
@@ -234,12 +297,13 @@ def test_post_processing_refuses_levels_out_of_range(processor):
 
 @pytest.mark.parametrize("loader", [LevelsImageProcessor, AutoImageProcessor])
 def test_saved_processor_loads_with_every_field(loader, tmp_path, colour):
-    processor = LevelsImageProcessor(size={"height": 6, "width": 7}, num_channels=3, num_levels=200)
+    processor = LevelsImageProcessor(size=(6, 7), num_channels=3, num_levels=200, background="#102030")
     processor.save_pretrained(tmp_path)
     loaded = loader.from_pretrained(tmp_path)
     assert type(loaded) is LevelsImageProcessor
     assert loaded.to_dict() == processor.to_dict()
     assert (dict(loaded.size), loaded.num_channels, loaded.num_levels) == ({"height": 6, "width": 7}, 3, 200)
+    assert loaded.background == "#102030"
     expected = processor(colour, return_tensors="np")["pixel_values"]
     assert (loaded(colour, return_tensors="np")["pixel_values"] == expected).all()
 

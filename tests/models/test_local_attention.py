@@ -17,6 +17,7 @@ from transformers import (
 
 from hf_latentgen.models import local_attention as module
 from hf_latentgen.models import local_attention_cpu
+from hf_latentgen.models import local_attention_interface as interface
 from hf_latentgen.models.local_attention import local_attention, local_attention_reference
 from modeling_common import TINY
 
@@ -58,12 +59,13 @@ def calls(monkeypatch):
     """Counts the calls of each path: a test must not pass because everything took another one."""
     counter = Counter()
 
-    def count(name):
+    def count(name, *users):
         original = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *arguments: counter.update([name]) or original(*arguments))
+        for user in users:
+            monkeypatch.setattr(user, name, lambda *arguments: counter.update([name]) or original(*arguments))
 
-    count("banded_attention")
-    count("fused_attention")
+    count("banded_attention", module, interface)
+    count("fused_attention", module)
     return counter
 
 

@@ -102,10 +102,6 @@ def test_a_window_that_is_no_integer_is_refused():
         ({"input_ids": torch.tensor([[3, 40]])}, r"input_ids must be ids in 0 \.\.\. 39, got values from 3 to 40"),
         ({"input_ids": torch.tensor([[3, -1]])}, r"input_ids must be ids in 0 \.\.\. 39, got values from -1 to 3"),
         ({}, "give exactly one of input_ids and inputs_embeds"),
-        (
-            {"input_ids": ids(1, 5), "attention_mask": torch.tensor([[0, 1, 1, 1, 0]])},
-            "attention_mask must pad each sequence on one side, got one padded on both",
-        ),
         ({"input_ids": ids(1, 31)}, "input_ids must end before max_position_embeddings=30, got 31"),
     ],
 )
@@ -116,19 +112,78 @@ def test_bad_inputs_are_named(inputs, message):
 
 @torch.no_grad()
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("side", [None, "left", "right"])
+@pytest.mark.parametrize("side", [None, "left", "right", "both"])
 def test_attention_implementations_agree(variant, side):
     model = build(**VARIANTS[variant])
     for length in (3, 9, 100):
         mask = torch.ones(2, length, dtype=torch.int64)
-        if side and length > 3:
-            mask[1, slice(0, length // 3) if side == "left" else slice(-(length // 3), None)] = 0
+        if side in ("left", "both") and length > 3:
+            mask[1, : length // 3] = 0
+        if side in ("right", "both") and length > 3:
+            mask[1, -(length // 3) :] = 0
         logits = []
         for implementation in IMPLEMENTATIONS:
             model.set_attn_implementation(implementation)
             logits.append(model(input_ids=ids(2, length), attention_mask=mask).logits[mask.bool()])
         torch.testing.assert_close(logits[1], logits[0], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(logits[2], logits[0], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", ALL)
+def test_padding_on_both_sides_hides_nothing_else(variant):
+    model, tokens = build(**ALL[variant]), ids(1, 30)
+    padded = torch.cat([torch.zeros(1, 11).long(), tokens, torch.zeros(1, 5).long()], 1)
+    found = model(input_ids=padded, attention_mask=(padded != 0).long()).logits[:, 11:-5]
+    torch.testing.assert_close(found, model(input_ids=tokens).logits, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_shifted_labels_are_the_targets():
+    model, tokens = build(), ids(2, 21)
+    shifted = torch.cat([tokens[:, 1:], torch.full((2, 1), -100)], 1)
+    expected = model(input_ids=tokens, labels=tokens).loss
+    torch.testing.assert_close(model(input_ids=tokens, shift_labels=shifted).loss, expected)
+    # A part of a sequence knows the target of its last id, which its own ids do not hold.
+    half = {"input_ids": tokens[:, :10], "labels": tokens[:, :10]}
+    found = model(**half, shift_labels=shifted[:, :10].contiguous()).loss
+    logits = model(input_ids=tokens).logits[:, :10]
+    torch.testing.assert_close(
+        found, torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:11].flatten())
+    )
+    assert (found - model(**half).loss).abs() > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", ["mixed, grouped, untied", "trimmed", "windows"])
+def test_fewer_layers_of_a_checkpoint_are_its_first(variant, tmp_path):
+    model, tokens = build(**ALL[variant]), ids(2, 30)
+    model.save_pretrained(tmp_path)
+    loaded = LocalTransformerModel.from_pretrained(tmp_path, num_hidden_layers=1)
+    assert loaded.config.layer_types == model.config.layer_types[:1]
+    states = model(input_ids=tokens, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(loaded(input_ids=tokens).last_hidden_state, loaded.norm(states[1]))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("num_hidden_layers", 3), ("layer_types", ["full_attention"]), ("window", 0)]
+)
+def test_fields_that_are_replaced_while_loading_are_checked(field, value, tmp_path):
+    build().save_pretrained(tmp_path)
+    named = "layer_types" if field == "num_hidden_layers" else field
+    with pytest.raises(StrictDataclassError, match=rf"{named} must be .*, got "):
+        LocalTransformerForCausalLM.from_pretrained(tmp_path, **{field: value})
+
+
+def test_attention_weights_are_shown_by_eager_and_refused_by_others(tmp_path):
+    shows = build(output_attentions=True)
+    assert shows.config._attn_implementation == "eager"
+    assert [weights.shape for weights in shows(input_ids=ids(2, 9)).attentions] == [(2, 4, 9, 9)] * 2
+    build().save_pretrained(tmp_path)
+    assert AutoModel.from_pretrained(tmp_path, output_attentions=True)(input_ids=ids(2, 9)).attentions[1] is not None
+    for variant in ("sliding", "windows"):
+        with pytest.raises(ValueError, match="output_attentions of LocalTransformerAttention must be None"):
+            build(**ALL[variant])(input_ids=ids(2, 9), output_attentions=True)
 
 
 @torch.no_grad()

@@ -271,3 +271,16 @@ def test_what_follows_from_the_image_cannot_be_given():
         expected = f"{field} must be {getattr(config, field)}, which follows from the fields of the image, got {value}"
         with pytest.raises(StrictDataclassError, match=expected):
             LocalTransformerImageConfig(**(TINY | {field: value}))
+
+
+@torch.no_grad()
+def test_hidden_states_are_those_of_the_sequence():
+    model = build("colour, one row, classes")
+    images = images_of(model.config)
+    inputs = {"pixel_values": images, **labels_of(model.config)}
+    output = model(**inputs, output_hidden_states=True)
+    assert [states.shape for states in output.hidden_states] == [(3, 4 * 4 * 3, 16)] * 3
+    torch.testing.assert_close(model._images(model.lm_head(output.hidden_states[-1])), output.logits)
+    assert model(**inputs).hidden_states is None
+    shows = build("colour, one row, classes", output_hidden_states=True)
+    torch.testing.assert_close(shows(**inputs).hidden_states, output.hidden_states)

@@ -7,6 +7,7 @@ from torch import nn
 
 from hf_latentgen import VAEConfig, VAEModel
 from hf_latentgen.models.networks import DECODERS, ENCODERS, ConvBlock, LadderPosterior, ResidualBlock, upsampling
+from modeling_common import gradients, perturb
 
 TINY = {
     "course": {"architecture": "course", "hidden_channels": (4, 6, 8)},
@@ -198,3 +199,18 @@ def test_transposed_convolutions_stay_exact_under_autocast_on_a_cpu():
         assert layer(images).dtype == torch.float32
         torch.testing.assert_close(layer(images), plain)
     assert layer.bfloat16()(images.bfloat16()).dtype == torch.bfloat16
+
+
+# transformers says so of what is tested here.
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("name", TINY)
+def test_checkpointing_of_either_kind_keeps_the_gradients(name, use_reentrant):
+    model = VAEModel(VAEConfig(**TINY[name], latent_dim=3, image_size=12))
+    perturb(model)
+    inputs = {"pixel_values": torch.randint(0, 16, (2, 1, 12, 12))}
+    expected = gradients(model.train(), inputs)
+    assert all(gradient is not None for gradient in expected.values())
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    torch.testing.assert_close(gradients(model, inputs), expected)
+    assert not inputs["pixel_values"].requires_grad

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from transformers import TrainerCallback
 
 from hf_latentgen import AAEForImageClassification
-from hf_latentgen.evaluation.clusters import classification_error
+from hf_latentgen.evaluation.clusters import classification_error, name_clusters
 from hf_latentgen.training import adversarial
 from hf_latentgen.training.few_labels import FewLabelsDataset
 from training_common import AtStep, assert_equal_weights, fill, weights_of
@@ -419,11 +419,34 @@ def test_error_of_clusters_is_measured_when_they_have_names(make_adversary, digi
     config = {"num_clusters": 10, "posterior": "gaussian"}
     data = digits[0], labelled_digits[1]
     trainer = make_adversary(config=config, model_class=AAEForImageClassification, data=data, max_steps=2)
-    trainer.train()
     assert "eval_error" not in trainer.evaluate()
     trainer.model.config.cluster_labels = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
     expected = classification_error(trainer.model, labelled_digits[1])
     assert trainer.evaluate()["eval_error"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_clusters_are_named_at_the_end(make_adversary, digits, labelled_digits, tmp_path, caplog):
+    options = {"config": {"num_clusters": 12}, "model_class": AAEForImageClassification, "max_steps": 2}
+    trainer = make_adversary(data=(digits[0], labelled_digits[1]), ema_decay=0.5, **options)
+    trainer.train()
+    with trainer.evaluated_weights():
+        expected = name_clusters(trainer.model, labelled_digits[1])
+    assert trainer.model.config.cluster_labels == expected
+    trainer.save_model()
+    assert AAEForImageClassification.from_pretrained(tmp_path / "run").config.cluster_labels == expected
+    assert messages(caplog) == []
+    nameless = make_adversary(**options)
+    nameless.train()
+    assert nameless.model.config.cluster_labels is None
+    (message,) = messages(caplog)
+    assert "eval_dataset must be a LevelsDataset with labels" in message
+
+
+def test_each_kind_of_warning_is_given_once(make_adversary, caplog):
+    trainer = make_adversary()
+    for kind, message in (("one", "the same word"), ("two", "the same word"), ("one", "another text")):
+        trainer._warn(kind, message)
+    assert messages(caplog) == ["the same word"] * 2
 
 
 @pytest.mark.parametrize(

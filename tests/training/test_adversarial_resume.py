@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from hf_latentgen import AAEForImageClassification, AAEModel
 from hf_latentgen.rows.recipes import load_recipe, train_recipe
 from hf_latentgen.training.few_labels import FewLabelsDataset
-from hf_latentgen.training.trainer import complete_checkpoints
+from hf_latentgen.training.resume import complete_checkpoints
 from training_common import assert_resumed_is_straight, assert_same_checkpoint, assert_same_state
 
 # Everything that draws from the random state.

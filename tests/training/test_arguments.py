@@ -5,19 +5,20 @@ import pytest
 import torch
 from transformers import HfArgumentParser
 
-from hf_latentgen import LatentTrainingArguments
+from hf_latentgen import AdversarialTrainingArguments, LatentTrainingArguments
+from hf_latentgen.training import arguments
 
 
 def test_defaults_that_differ_from_those_of_transformers(tmp_path):
-    arguments = LatentTrainingArguments(output_dir=str(tmp_path))
-    assert arguments.remove_unused_columns is False
-    assert arguments.label_names == []
-    assert arguments.logging_nan_inf_filter is False
-    assert arguments.metric_for_best_model == "bits_per_dim"
-    assert arguments.greater_is_better is False
-    assert arguments.use_cpu is not torch.accelerator.is_available()
-    assert arguments.ema_decay == arguments.kl_warmup_steps == 0
-    assert arguments.sample_epochs == []
+    defaults = LatentTrainingArguments(output_dir=str(tmp_path))
+    assert defaults.remove_unused_columns is False
+    assert defaults.label_names == []
+    assert defaults.logging_nan_inf_filter is False
+    assert defaults.metric_for_best_model == "bits_per_dim"
+    assert defaults.greater_is_better is False
+    assert defaults.use_cpu is not torch.accelerator.is_available()
+    assert defaults.ema_decay == defaults.kl_warmup_steps == 0
+    assert defaults.sample_epochs == []
 
 
 def test_lists_of_two_arguments_are_their_own(tmp_path):
@@ -34,12 +35,28 @@ def test_lists_of_two_arguments_are_their_own(tmp_path):
         ("ema_decay", 1.0, r"in \[0, 1\)"),
         ("ema_decay", math.nan, r"in \[0, 1\)"),
         ("sample_epochs", [0, -1], "at least 0"),
+        ("sample_epochs", 3, "a list of epochs"),
+        ("learning_rate", "abc", "float"),
+        ("learning_rate", True, "float"),
+        ("max_steps", 2.5, "int"),
+        ("bf16", 1, "bool"),
+        ("discriminator_learning_rate", "abc", "float or None"),
+        ("label_smoothing_factor", 0.1, "0: "),
     ],
 )
 def test_values_out_of_range_are_refused(tmp_path, field, value, allowed):
     with pytest.raises(ValueError, match=f"{field} must be {allowed}.*, got") as refusal:
-        LatentTrainingArguments(output_dir=str(tmp_path), **{field: value})
-    assert str(refusal.value).endswith(f"got {value}")
+        AdversarialTrainingArguments(output_dir=str(tmp_path), **{field: value})
+    assert str(refusal.value).endswith(f"got {value!r}")
+
+
+def test_a_reporter_must_be_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr(arguments, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    for name in ("wandb", "nonsense"):
+        with pytest.raises(ValueError, match=f"report_to must be among none, tensorboard, .* got {name}"):
+            LatentTrainingArguments(output_dir=str(tmp_path), report_to=name)
+    for name in ("none", "tensorboard", ["tensorboard"]):
+        LatentTrainingArguments(output_dir=str(tmp_path), report_to=name)
 
 
 @pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
@@ -64,6 +81,6 @@ def test_parsed_from_words_and_written_as_json(tmp_path):
         "--kl_warmup_steps",
         "7",
     ]
-    (arguments,) = HfArgumentParser(LatentTrainingArguments).parse_args_into_dataclasses(words)
-    fields = json.loads(arguments.to_json_string())
+    (parsed,) = HfArgumentParser(LatentTrainingArguments).parse_args_into_dataclasses(words)
+    fields = json.loads(parsed.to_json_string())
     assert (fields["ema_decay"], fields["sample_epochs"], fields["kl_warmup_steps"]) == (0.9, [0, 10], 7)

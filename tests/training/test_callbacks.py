@@ -50,7 +50,7 @@ def test_grids_show_the_averaged_weights(make_trainer, pictures, tmp_path):
     )
     callback._draw(2, trainer.args, trainer.state, trainer.model)
     np.testing.assert_array_equal(pictures()["samples_epoch_002.png"], drawn)
-    trainer._ema = None
+    trainer._average = None
     callback._draw(2, trainer.args, trainer.state, trainer.model)
     assert not np.array_equal(pictures()["samples_epoch_002.png"], drawn)
 

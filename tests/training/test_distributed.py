@@ -131,7 +131,7 @@ def test_two_processes_train_like_one_on_the_same_global_batches(two_processes, 
 def test_two_processes_evaluate_each_image_once(two_processes, one_process):
     one, two = (read(folder / "quiet_0.json") for folder in (one_process, two_processes))
     assert one["counted"] == two["counted"] == [21]
-    for name in ("eval_bits_per_dim", "eval_distortion", "eval_rate"):
+    for name in ("eval_loss", "eval_bits_per_dim", "eval_distortion", "eval_rate"):
         assert two["scores"][name] == pytest.approx(one["scores"][name], abs=1e-5, rel=1e-5), name
 
 

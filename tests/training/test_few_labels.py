@@ -35,7 +35,7 @@ def test_images_bring_labelled_ones_along(images):
     dataset = FewLabelsDataset(images, 20, 3, seed=0)
     assert len(dataset) == len(images) == 64
     rows = [50, 7, 21, 0, 63]
-    batch = dataset.__getitems__(rows)
+    batch = dataset.gather(rows)
     companions = dataset.labelled[torch.tensor([50 % 20, 7, 21 % 20])]
     assert torch.equal(batch["pixel_values"], images.levels[torch.cat([torch.tensor(rows), companions])])
     assert batch["labels"].dtype == torch.int64
@@ -47,20 +47,20 @@ def test_images_bring_labelled_ones_along(images):
 def test_nothing_is_drawn(images):
     state = torch.get_rng_state()
     dataset = FewLabelsDataset(images, 20, 4, seed=0)
-    first, again = (dataset.__getitems__([3, 1, 4, 1, 5]) for _ in range(2))
+    first, again = (dataset.gather([3, 1, 4, 1, 5]) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
 def test_short_batch_brings_as_many_as_it_holds(images):
-    batch = FewLabelsDataset(images, 20, 32, seed=0).__getitems__([2, 5])
+    batch = FewLabelsDataset(images, 20, 32, seed=0).gather([2, 5])
     assert len(batch["pixel_values"]) == len(batch["labels"]) == 4
     assert (batch["labels"] >= 0).tolist() == [False, False, True, True]
 
 
 def test_every_labelled_image_is_seen_in_an_epoch(images):
     dataset = FewLabelsDataset(images, 30, 8, seed=0)
-    seen = torch.cat([dataset.__getitems__(rows.tolist())["pixel_values"][8:] for rows in torch.arange(64).split(8)])
+    seen = torch.cat([dataset.gather(rows.tolist())["pixel_values"][8:] for rows in torch.arange(64).split(8)])
     expected = images.levels[dataset.labelled].flatten(1).unique(dim=0)
     assert torch.equal(seen.flatten(1).unique(dim=0), expected)
 

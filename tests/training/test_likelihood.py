@@ -83,7 +83,7 @@ def test_evaluation_is_all_nats_over_all_dimensions_or_bytes(make_likelihood):
     if trainer.score == "bits_per_dim":
         expected = model.bits_per_dim(data.levels).mean().item()
     else:
-        batch = data.__getitems__(range(len(data)))
+        batch = data.gather(range(len(data)))
         nats = token_nats(model(**batch, use_cache=False).logits, batch["labels"]).sum()
         # Of both documents every byte is scored once; only the beginnings are not.
         assert count_bytes(batch["labels"]).sum() == 300 + 99

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_latentgen import ELBOTrainer, VAEModel
-from hf_latentgen.training.trainer import TRAINING_WEIGHTS
+from hf_latentgen.training.resume import TRAINING_WEIGHTS
 from training_common import AtStep, assert_equal_weights, fill, weights_of
 
 NATS_PER_BIT_PER_DIM = 64 * math.log(2)
@@ -139,7 +139,7 @@ def test_averaged_weights_are_evaluated_and_saved(make_trainer, tmp_path):
     assert not (tmp_path / "run" / TRAINING_WEIGHTS).exists()
     score = trainer.evaluate()["eval_bits_per_dim"]
     trainer.model.load_state_dict(saved)
-    trainer._ema = None
+    trainer._average = None
     assert trainer.evaluate()["eval_bits_per_dim"] == score
     trainer.model.load_state_dict(trained[-1])
     assert trainer.evaluate()["eval_bits_per_dim"] != score

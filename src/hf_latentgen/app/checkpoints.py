@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from hf_latentgen.data import LevelsDataset, load_images
+from hf_latentgen.data import LevelsDataset, load_images, usable_labels
 from hf_latentgen.data.descriptions import describe_data
 from hf_latentgen.data.sources import data_root
 from hf_latentgen.hub.files import has_weights
@@ -87,8 +87,7 @@ class Checkpoint:
         if name == "digits" or (name and folder.is_dir()):
             dataset = cast(Dataset, load_images("digits" if name == "digits" else folder, "test"))
             rows = np.linspace(0, len(dataset) - 1, min(NUM_DIGITS, len(dataset))).astype(int)
-            has_labels = "label" in dataset.column_names
-            data = LevelsDataset(dataset.select(rows), self.images, with_labels=has_labels)
+            data = LevelsDataset(dataset.select(rows), self.images, with_labels=usable_labels(dataset))
             labels = None if data.labels is None else data.labels.numpy()
             return Digits(data.levels, labels, f"{len(rows)} test images of {describe_data(name).title}")
         number = NUM_DRAWN_DIGITS if self.model.can_complete else NUM_DIGITS

@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache
 from hf_latentgen.app.checkpoints import Checkpoint
 from hf_latentgen.app.figures import map_figure, mark_point, point_at, score_figure
 from hf_latentgen.evaluation.pictures import image_grid
-from hf_latentgen.models.image_processing_levels import EIGHT_BIT_MODES
+from hf_latentgen.models.image_processing_levels import EIGHT_BIT_MODES, convert_image
 from hf_latentgen.models.tokenization_bytes import EOS_TOKEN_ID, ByteTokenizer
 
 ANY_CLASS = -1
@@ -156,7 +156,8 @@ def levels_from_drawing(checkpoint: Checkpoint, picture: Image.Image | None) -> 
 
     Raises: ValueError when nothing is drawn.
     """
-    ink = None if picture is None else np.asarray(ImageOps.invert(_flattened(picture).convert("L")))
+    background = checkpoint.images.background
+    ink = None if picture is None else np.asarray(ImageOps.invert(convert_image(picture, 1, background)))
     if ink is None or ink.max() < LEAST_INK:
         raise ValueError("The drawing is empty: draw a digit first.")
     return _levels(checkpoint, _centred(ink, checkpoint.model.config.image_size))
@@ -171,7 +172,7 @@ def levels_from_picture(checkpoint: Checkpoint, picture: Image.Image) -> Tensor:
     """
     if picture.mode not in EIGHT_BIT_MODES:
         raise ValueError(f"The picture must have 8 bits per channel, got one of mode {picture.mode}.")
-    picture = _flattened(picture)
+    picture = convert_image(picture, 3, checkpoint.images.background)
     grey = np.asarray(picture.convert("L")).astype(np.float32)
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     paper = float(np.median(border))
@@ -299,14 +300,6 @@ def continue_text(
         if step % TEXT_STEP == 0:
             yield cast(str, tokenizer.decode(written, skip_special_tokens=True))
     yield cast(str, tokenizer.decode(written, skip_special_tokens=True))
-
-
-def _flattened(picture: Image.Image) -> Image.Image:
-    """The picture on white where it is transparent."""
-    if not picture.has_transparency_data:
-        return picture
-    picture = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 def _centred(ink: np.ndarray, size: int) -> Image.Image:

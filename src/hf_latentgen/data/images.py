@@ -1,14 +1,13 @@
-"""Image data sets with fixed splits, and the batch path that feeds them to a model."""
+"""Image data sets with fixed splits."""
 
 import math
 import os
 import zlib
 from collections.abc import Collection
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
-import PIL.Image
 import pyarrow as pa
 import torch
 from datasets import (
@@ -21,16 +20,27 @@ from datasets import (
     IterableDataset,
     IterableDatasetDict,
     NamedSplit,
-    load_dataset,
 )
 from datasets.table import InMemoryTable
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from hf_latentgen.data.sources import DATA_DIR_VARIABLE, HUB_ID, SPLIT_ALIASES, SPLITS, data_root, load_hub
-from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
+from hf_latentgen.data.folders import describe, load_folder
+from hf_latentgen.data.labels import encode_strings, is_string
+from hf_latentgen.data.levels import ROWS_AT_ONCE
+from hf_latentgen.data.sources import (
+    DATA_DIR_VARIABLE,
+    HUB_ID,
+    SPLITS,
+    data_root,
+    file_content,
+    load_hub,
+    split_name,
+    walk_files,
+)
 
 SPLIT_SEED = 42
+STREAM_SHARDS = 64
 HUB_IDS = {"mnist": "ylecun/mnist", "fashion_mnist": "zalando-datasets/fashion_mnist"}
 
 # The official file names; each may also carry .gz. A star stands for any beginning.
@@ -67,7 +77,8 @@ def load_images(
         `binarized_mnist`: Larochelle's fixed binarization from its own three files, 0 and 1 stored as 0 and 255;
             50,000 / 10,000 / 10,000 images, no labels, hence no `label` column.
         the path of a folder: IDX files under their official names, *_train.amat, *_valid.amat and *_test.amat (all of
-            them plain or .gz), parquet files, or images in one folder per class, below one folder per split.
+            them plain or .gz), parquet files, or images, in one folder per class or without classes, below one folder
+            per split. `docs/your_images.md` lists what is understood.
         a Hub id `owner/name`.
     split: `train`, `validation` or `test`.
     data_dir: for the three MNIST names, a folder that holds the official files, or one with a subfolder of that name
@@ -76,11 +87,14 @@ def load_images(
 
     Where `validation` is missing, a fixed tenth of `train` takes its place. For IDX and .amat files and the MNIST names
     it is the last 10 % of `torch.randperm(len(train))` with seed 42, on MNIST the split of the course. For other
-    folders and Hub ids it is the images whose CRC-32, started at 42, is a multiple of ten: the same ones streamed or
-    not.
+    folders and Hub ids it is the images whose file has a CRC-32, started at 42, that is a multiple of ten: the same
+    ones streamed or not, and nothing is decoded for it.
 
-    Raises: ValueError for an unknown name or split, or a truncated or corrupt file, naming it, the expected and the
-    found bytes; FileNotFoundError naming the file names looked for and where.
+    Labels that are strings become class numbers, unless they are streamed. Other labels stay as they are:
+    [`usable_labels`] says whether they can be used, [`class_names`] what their classes are called.
+
+    Raises: ValueError for an unknown name or split, a split without images, or a truncated or corrupt file, naming it,
+    the expected and the found bytes; FileNotFoundError naming the file names looked for and where.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
@@ -100,69 +114,6 @@ def load_images(
             f"got {str(name_or_path)!r}."
         )
     return dataset.to_iterable_dataset() if streaming and isinstance(dataset, Dataset) else dataset
-
-
-class LevelsDataset(torch.utils.data.Dataset):
-    """Levels of all images of a data set in one uint8 tensor, from which a whole batch is gathered at once.
-
-    A stream is read to its end. `levels`: uint8 [N, C, H, W]; `labels`: int64 [N], or None without `with_labels`.
-    Raises: ValueError when the data set has no image, or no labels when they are asked for.
-    """
-
-    def __init__(
-        self, dataset: Dataset | IterableDataset, image_processor: LevelsImageProcessor, with_labels: bool = False
-    ):
-        columns = _needed_columns(dataset, with_labels)
-        levels, labels = [], []
-        for batch in dataset.with_format(None).select_columns(columns).iter(batch_size=1000):
-            batch = cast(dict[str, list], batch)
-            levels.append(image_processor(batch["image"], return_tensors="pt")["pixel_values"])
-            labels += batch["label"] if with_labels else []
-        if not levels:
-            raise ValueError("dataset must hold at least one image, got an empty data set.")
-        self.levels = torch.cat(levels)
-        self.labels = torch.tensor(labels) if with_labels else None
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.levels)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """`pixel_values`: uint8 levels [C, H, W]; `labels`: int64 [], when kept."""
-        return {name: values[0] for name, values in self.__getitems__([index]).items()}
-
-    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
-        """`pixel_values`: uint8 levels [B, C, H, W]; `labels`: int64 [B], when kept."""
-        rows = torch.as_tensor(indices)
-        batch = {"pixel_values": self.levels[rows]}
-        if self.labels is not None:
-            batch["labels"] = self.labels[rows]
-        return batch
-
-
-def stream_levels(
-    dataset: IterableDataset, image_processor: LevelsImageProcessor, with_labels: bool = False
-) -> IterableDataset:
-    """Stream of `pixel_values`, uint8 levels [C, H, W], and `labels`, int64 [], when asked for.
-
-    Images are processed as they are read, 128 at a time.
-
-    Raises: ValueError when labels are asked for and the data set has none.
-    """
-    columns = _needed_columns(dataset, with_labels)
-
-    def to_levels(batch: dict[str, list]) -> dict[str, torch.Tensor]:
-        levels = {"pixel_values": image_processor(batch["image"], return_tensors="pt")["pixel_values"]}
-        return {**levels, "labels": torch.tensor(batch["label"])} if with_labels else levels
-
-    return dataset.select_columns(columns).map(to_levels, batched=True, batch_size=128, remove_columns=columns)
-
-
-def collate_levels(batch: dict[str, torch.Tensor] | list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """`pixel_values` [B, C, H, W] (and `labels` [B]): a batch gathered at once as it is, a list of examples stacked."""
-    if isinstance(batch, dict):
-        return batch
-    return {name: torch.stack([example[name] for example in batch]) for name in batch[0]}
 
 
 def dataset_from_arrays(
@@ -295,13 +246,15 @@ def _load_folder(folder: Path, split: str, streaming: bool) -> Dataset | Iterabl
             if len(found[stored]) < len(files[stored]):
                 raise FileNotFoundError(f"{folder} must hold {' and '.join(f'{name}[.gz]' for name in files[stored])}.")
             return _load_files(found[stored], split, is_part)
-    suffixes = {".parquet", *PIL.Image.registered_extensions()}
-    if not any(path.suffix.lower() in suffixes for path in folder.rglob("*")):
+    files = walk_files(folder)
+    splits = load_folder(folder, files, streaming)
+    held = f"{folder} ({describe(files)})"
+    if splits is None:
         names = [name for files in (IDX_FILES, AMAT_FILES) for pair in files.values() for name in pair]
         raise FileNotFoundError(
-            f"{folder} must hold parquet files, images, or some of {', '.join(f'{name}[.gz]' for name in names)}."
+            f"{held} must hold parquet files, images, or some of {', '.join(f'{name}[.gz]' for name in names)}."
         )
-    return _select_split(load_dataset(str(folder), streaming=streaming), split, str(folder))
+    return _select_split(splits, split, held, streaming=streaming)
 
 
 def _load_files(paths: list[Path], split: str, is_part: bool, classes: list[str] | None = None) -> Dataset:
@@ -318,46 +271,86 @@ def _load_files(paths: list[Path], split: str, is_part: bool, classes: list[str]
     return dataset_from_arrays(images, labels, split=split, classes=classes)
 
 
-def _select_split(splits: DatasetDict | IterableDatasetDict, split: str, source: str) -> Dataset | IterableDataset:
-    """One split of what `load_dataset` gave, with columns `image` and `label`."""
-    named = {SPLIT_ALIASES.get(str(name), str(name)): dataset for name, dataset in splits.items()}
+def _select_split(
+    splits: DatasetDict | IterableDatasetDict, split: str, source: str, streaming: bool = False
+) -> Dataset | IterableDataset:
+    """One split of what a folder or the Hub holds, with columns `image` and `label`."""
+    named = {split_name(str(name)): dataset for name, dataset in splits.items()}
     stored, is_part = _stored_split(named, split, source)
-    dataset = _rename_columns(named[stored], source)
-    if not is_part:
-        return dataset
-    if source in NAMED_FILES and isinstance(dataset, Dataset):
-        return dataset.select(split_indices(len(dataset))[split])
-    return dataset.filter(_is_validation if split == "validation" else _is_train, input_columns=["image"])
+    dataset = named[stored]
+    column = _image_column(dataset, source)
+    if isinstance(dataset, Dataset):
+        if source in NAMED_FILES and is_part:
+            dataset, is_part = dataset.select(split_indices(len(dataset))[split]), False
+        if not len(dataset):
+            raise ValueError(f"{source} must hold at least one image for split {split!r}, found none.")
+        if streaming:
+            # In several pieces, so that a shuffle mixes classes and several workers can read.
+            dataset = dataset.to_iterable_dataset(num_shards=min(STREAM_SHARDS, len(dataset)))
+    if is_part:
+        # As a table, images are not decoded.
+        tables: Any = dataset.with_format("arrow")
+        where = {"column": column, "is_validation": split == "validation"}
+        dataset = tables.filter(_are_in, fn_kwargs=where, batched=True, batch_size=ROWS_AT_ONCE).with_format(None)
+        if isinstance(dataset, Dataset) and not len(dataset):
+            raise ValueError(
+                f"{source} must hold at least one image for split {split!r}, which is a part of {stored!r}, found none "
+                f"among its {len(tables)}."
+            )
+    dataset = _rename_columns(dataset, column)
+    if isinstance(dataset, Dataset) and is_string(dataset.features.get("label")):
+        names = {name for part in named.values() for name in cast(Dataset, part).unique("label")}
+        # With missing ones the strings stay, and are no labels.
+        return dataset if None in names else encode_strings(dataset, sorted(names))
+    return dataset
 
 
-def _is_validation(image: PIL.Image.Image) -> bool:
-    """Whether an image belongs to the tenth that is carved out of `train`: a property of its pixels, not its place."""
-    return zlib.crc32(image.tobytes(), SPLIT_SEED) % 10 == 0
+def _are_in(rows: pa.Table, column: str, is_validation: bool) -> list[bool]:
+    """Whether images belong to a part of `train`: a tenth is carved out by their files, not by their places."""
+    files = rows[column].to_pylist()
+    return [(zlib.crc32(file_content(file), SPLIT_SEED) % 10 == 0) == is_validation for file in files]
 
 
-def _is_train(image: PIL.Image.Image) -> bool:
-    return not _is_validation(image)
-
-
-def _rename_columns(dataset: Dataset | IterableDataset, source: str) -> Dataset | IterableDataset:
-    """Only two columns: that of images as `image`, and `label` or the one column of classes as `label`."""
-    features = dataset.features
-    if features is None:
+def _image_column(dataset: Dataset | IterableDataset, source: str) -> str:
+    """Name of the one column of images, decoded ones or files."""
+    if dataset.features is None:
         raise ValueError(f"{source} does not state its columns, which streaming needs; load it with streaming=False.")
-    undecoded = {
-        name for name, feature in features.items() if isinstance(feature, dict) and set(feature) == {"bytes", "path"}
-    }
-    images = [name for name, feature in features.items() if isinstance(feature, Image) or name in undecoded]
+    features = dataset.features.items()
+    images = [name for name, feature in features if isinstance(feature, Image) or _holds_files(feature)]
     if len(images) != 1:
-        raise ValueError(f"{source} must have exactly one column of images, got {images} among {list(features)}.")
+        raise ValueError(
+            f"{source} must have exactly one column of images, got {images} among {list(dataset.features)}."
+        )
+    return images[0]
+
+
+def _holds_files(feature: object) -> bool:
+    return isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+
+
+def _rename_columns(dataset: Dataset | IterableDataset, column: str) -> Dataset | IterableDataset:
+    """Only two columns: that of images as `image`, and `label` or the one column of classes as `label`."""
+    features = cast(Features, dataset.features)
     labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     if "label" in features:
         labels = ["label"]
-    names = {images[0]: "image", **({labels[0]: "label"} if len(labels) == 1 else {})}
+    names = {column: "image", **({labels[0]: "label"} if len(labels) == 1 else {})}
     dataset = dataset.select_columns(list(names))
-    if undecoded:
-        dataset = dataset.cast_column(images[0], Image())
-    return dataset.rename_columns({old: new for old, new in names.items() if old != new})
+    if _holds_files(features[column]):
+        dataset = dataset.cast_column(column, Image())
+        features = cast(Features, dataset.features)
+    if all(old == new for old, new in names.items()):
+        return dataset
+    if isinstance(dataset, Dataset):
+        return dataset.rename_columns({old: new for old, new in names.items() if old != new})
+    # A stream would decode its images to rename them, unless they are a table.
+    renamed = Features({new: features[old] for old, new in names.items()})
+    where: Any = {"fn_kwargs": {"names": names}, "features": renamed, "remove_columns": list(names)}
+    return dataset.with_format("arrow").map(_renamed, batched=True, batch_size=ROWS_AT_ONCE, **where).with_format(None)
+
+
+def _renamed(rows: pa.Table, names: dict[str, str]) -> pa.Table:
+    return rows.rename_columns([names[name] for name in rows.column_names])
 
 
 def _stored_split(available: Collection[str], split: str, source: str) -> tuple[str, bool]:
@@ -379,13 +372,3 @@ def _find(folder: Path, names: tuple[str, ...]) -> list[Path]:
             raise ValueError(f"{folder} must hold one {name}[.gz], got {', '.join(path.name for path in matches)}.")
         paths += matches[:1]
     return paths
-
-
-def _needed_columns(dataset: Dataset | IterableDataset, with_labels: bool) -> list[str]:
-    """Names of the columns to read. Raises: ValueError when the data set lacks one."""
-    needed = ["image", "label"] if with_labels else ["image"]
-    columns = dataset.column_names or []
-    for name in needed:
-        if name not in columns:
-            raise ValueError(f"dataset must have a column {name!r}, got {', '.join(columns) or 'none'}.")
-    return needed

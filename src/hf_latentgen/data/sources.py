@@ -7,14 +7,54 @@ from typing import cast
 
 from datasets import DatasetDict, IterableDatasetDict, load_dataset
 from datasets.packaged_modules.cache.cache import Cache
+from datasets.utils.file_utils import xopen
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
 DATA_DIR_VARIABLE = "HF_LATENTGEN_DATA"
 SPLITS = ("train", "validation", "test")
-# Names under which published data sets keep their validation split.
+# Names under which data sets keep their validation split.
 SPLIT_ALIASES = {"valid": "validation", "val": "validation", "dev": "validation"}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def split_name(name: str) -> str:
+    """The one of `SPLITS` that a name stands for, in any case and under any alias; another name in small letters."""
+    return SPLIT_ALIASES.get(name.lower(), name.lower())
+
+
+def walk_files(folder: Path) -> list[Path]:
+    """Files below a folder and behind its links, relative to it and in the order of their paths, without hidden ones.
+
+    A link to a folder that holds the link leads nowhere. A link to a file that is missing is listed: reading it fails.
+    """
+    found = []
+
+    def walk(current: Path, ancestors: set[Path]) -> None:
+        target = current.resolve()
+        if target in ancestors:
+            return
+        for path in current.iterdir():
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                walk(path, {*ancestors, target, *target.parents})
+            elif path.is_file() or path.is_symlink():
+                found.append(path.relative_to(folder))
+
+    walk(folder, set())
+    return sorted(found, key=Path.as_posix)
+
+
+def file_content(file: dict | None) -> bytes:
+    """What a row of a data set holds as an image file, on this machine, elsewhere or in the row; of no file nothing."""
+    if file is None or file["bytes"] is not None:
+        return file["bytes"] if file else b""
+    if file["path"] is None:
+        return b""
+    path = Path(file["path"])
+    with path.open("rb") if path.exists() or path.is_absolute() else xopen(file["path"], "rb") as opened:
+        return opened.read()
 
 
 def data_root(data_dir: str | os.PathLike | None) -> Path | None:

@@ -8,8 +8,10 @@ from datasets import Dataset, IterableDataset
 from hf_latentgen.data.text import dataset_from_documents
 from hf_latentgen.models.tokenization_bytes import bytes_from_text
 
-# A heading of one word, as in "\n\nROMEO:\n", not one of several, such as "KING RICHARD III".
-HEADING = re.compile(r"(?<=\n\n)[A-Z]{3,}(?=:\n)")
+# A heading of one word, as in "\n\nROMEO:\n", not one of several, such as "KING RICHARD III". Lines end as in either
+# system.
+HEADING = re.compile(r"(?:(?<=\n\n)|(?<=\n\r\n))[A-Z]{3,}(?=:\r?\n)")
+EMPTY_LINE = re.compile(r"\n(?=\r?\n)")
 # Characters of a piece within which a speaker keeps the new name: about the length of a scene.
 PIECE = 12_000
 # Of the pieces, how many get new names; the others teach the names of the text.
@@ -19,12 +21,15 @@ SHARE = 0.8
 def renamed_copies(dataset: Dataset | IterableDataset, num_copies: int, seed: int = 0) -> Dataset:
     """Each document of a column `text` `num_copies` times, with other names in each copy, see [`rename_speakers`].
 
-    Raises: ValueError when `num_copies` is no integer of at least 1, or the data set is a stream.
+    Raises: ValueError when `num_copies` is no integer of at least 1, the data set is a stream, or no document has a
+        speaker: its copies would all be equal.
     """
     if isinstance(num_copies, bool) or not isinstance(num_copies, int) or num_copies < 1:
         raise ValueError(f"renamed_copies must be an integer of at least 1, got {num_copies!r}.")
     if not isinstance(dataset, Dataset):
         raise ValueError("renamed_copies needs a data set in memory, got a stream.")
+    if not any(HEADING.search(text) for text in dataset["text"]):
+        raise ValueError("renamed_copies needs headings such as 'ROMEO:' after an empty line, found none in the text.")
     seeds = random.Random(seed)
     texts = [rename_speakers(text, seeds.getrandbits(64)) for _ in range(num_copies) for text in dataset["text"]]
     return dataset_from_documents([bytes_from_text(text) for text in texts], str(dataset.split or "train"))
@@ -34,10 +39,10 @@ def rename_speakers(text: str, seed: int, share: float = SHARE) -> str:
     r"""The text with new names of speakers in about `share` of its pieces of some 12,000 characters.
 
     A speaker is a word in capitals alone on a line that follows an empty one and ends with a colon, as in
-    `"\n\nROMEO:\n"`. Within a piece a speaker has one new name, there and where others speak of `Romeo`. New names are
-    the beginning of one name of the text and the end of another. Ranks such as `QUEEN` are names where they stand
-    alone; the heading at which a piece begins is seen when the speaker has another one there. A text without speakers
-    comes back as it is.
+    `"\n\nROMEO:\n"`; lines may end in `"\r\n"`. Within a piece a speaker has one new name, there and where others
+    speak of `Romeo`. New names are the beginning of one name of the text and the end of another. Ranks such as `QUEEN`
+    are names where they stand alone; the heading at which a piece begins is seen when the speaker has another one
+    there. A text without speakers comes back as it is.
 
     seed: the same seed gives the same names.
     """
@@ -47,7 +52,8 @@ def rename_speakers(text: str, seed: int, share: float = SHARE) -> str:
     # Pieces of different copies begin at different places.
     stop = draw.randrange(PIECE // 2, PIECE)
     while start < len(text):
-        stop = (text.find("\n\n", stop) + 1) or len(text)
+        gap = EMPTY_LINE.search(text, stop)
+        stop = gap.end() if gap else len(text)
         piece = text[start:stop]
         pieces.append(_rename(piece, names, draw) if draw.random() < share else piece)
         start, stop = stop, stop + PIECE

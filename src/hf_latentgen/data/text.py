@@ -1,7 +1,7 @@
 """Texts with fixed splits, and the batch path that packs them into blocks of byte ids."""
 
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -11,7 +11,16 @@ import torch
 from datasets import Dataset, DatasetInfo, Features, IterableDataset, NamedSplit, Value
 from datasets.table import InMemoryTable
 
-from hf_latentgen.data.sources import DATA_DIR_VARIABLE, HUB_ID, SPLIT_ALIASES, SPLITS, data_root, load_hub
+from hf_latentgen.data.batches import GatheredDataset
+from hf_latentgen.data.sources import (
+    DATA_DIR_VARIABLE,
+    HUB_ID,
+    SPLITS,
+    data_root,
+    load_hub,
+    split_name,
+    walk_files,
+)
 from hf_latentgen.models.tokenization_bytes import BOS_TOKEN_ID, EOS_TOKEN_ID, PAD_TOKEN_ID, bytes_from_text
 
 # The file of each named text, below a folder of that name.
@@ -42,8 +51,8 @@ def load_text(
         `tinyshakespeare`: 1,115,394 bytes of plays; the file `input.txt`.
         the path of a file: one document.
         the path of a folder: one document per file, in the order of their paths; hidden and empty files are left out.
-            When it holds `train/` or `train.txt` (with any ending), then its `train`, `validation` and `test` are the
-            splits, and nothing else is read.
+            When it holds `train/` or `train.txt` (with any ending, in any case), then its `train`, `validation` and
+            `test` are the splits, and nothing else is read. Links are followed.
         a Hub id `owner/name`, with a column `text` or a single column of strings.
     split: `train`, `validation` or `test`.
     data_dir: for the named text, the folder that holds `tinyshakespeare/input.txt`; the environment variable
@@ -84,7 +93,7 @@ def load_text(
     return dataset_from_documents([_read(span) for span in spans], split)
 
 
-class TokenBlocksDataset(torch.utils.data.Dataset):
+class TokenBlocksDataset(GatheredDataset):
     """Byte ids of all documents, packed into blocks of equal length, from which a whole batch is gathered at once.
 
     Documents stand one behind the other, each as `[BOS, *bytes, EOS]`, with the ids of [`ByteTokenizer`]. A block
@@ -109,11 +118,7 @@ class TokenBlocksDataset(torch.utils.data.Dataset):
         """Number of blocks."""
         return len(self.input_ids)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """`input_ids`, `position_ids`, `labels`: int64 [T]."""
-        return {name: values[0] for name, values in self.__getitems__([index]).items()}
-
-    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+    def gather(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """`input_ids`, `position_ids`, `labels`: int64 [B, T].
 
         Positions count from the beginning of the document or of the block, whichever is later. Labels are the ids, with
@@ -182,7 +187,7 @@ def _split_folder(folder: Path, split: str) -> list[Span]:
     stored: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         name = path.stem if path.is_file() else path.name
-        stored.setdefault(SPLIT_ALIASES.get(name, name), []).append(path)
+        stored.setdefault(split_name(name), []).append(path)
     if "train" not in stored:
         return _split_files(_documents(folder), split, SPLITS[1:], str(folder))
     files = {name: [file for path in stored[name] for file in _documents(path)] for name in SPLITS if name in stored}
@@ -194,9 +199,8 @@ def _documents(path: Path) -> list[Path]:
     """The file itself, or the files below a folder in the order of their paths, without hidden and empty ones."""
     if path.is_file():
         return [path]
-    files = [file for file in path.rglob("*") if file.is_file() and file.stat().st_size > 0]
-    names = {file.relative_to(path).as_posix(): file for file in files}
-    return [names[name] for name in sorted(names) if not any(part.startswith(".") for part in name.split("/"))]
+    files = [path / file for file in walk_files(path)]
+    return [file for file in files if not file.is_file() or file.stat().st_size > 0]
 
 
 def _stored_split(available: Collection[str], split: str) -> tuple[str, tuple[str, ...]]:
@@ -288,7 +292,7 @@ def _dataset_from_column(column: pa.Array, dtype: str, split: str) -> Dataset:
 def _split_hub(hub_id: str, split: str, streaming: bool) -> Dataset | IterableDataset:
     """One split of a data set on the Hub, with a column `text`."""
     splits = load_hub(hub_id, f"{hub_id} was looked for as a file or folder", streaming)
-    named = {SPLIT_ALIASES.get(str(name), str(name)): dataset for name, dataset in splits.items()}
+    named = {split_name(str(name)): dataset for name, dataset in splits.items()}
     held_in, missing = _stored_split(named, split)
     if held_in not in named:
         allowed = ", ".join(name for name in SPLITS if name in named) or "none"

@@ -28,8 +28,8 @@ CHUNK = 4096
 def image_baselines(
     train: LevelsDataset, validation: LevelsDataset, test: LevelsDataset, num_levels: int
 ) -> dict[str, float]:
-    """Score of every baseline on the test images; those that count have seen the training and validation images."""
-    seen = torch.cat([train.levels, validation.levels]).numpy()
+    """Score of every baseline on `test`; those that count have seen the training and validation images, but not it."""
+    seen = torch.cat([part.levels for part in (train, validation) if part is not test]).numpy()
     return baseline_scores(seen, test.levels.numpy(), num_levels)
 
 

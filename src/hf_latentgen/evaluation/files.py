@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from hf_latentgen.data.sources import walk_files
 from hf_latentgen.evaluation.text import full_context, text_scores
 from hf_latentgen.models.modeling_latentgen import LatentGenModel
 
@@ -55,9 +56,8 @@ def list_files(path: Path, images: bool) -> list[Path]:
     if path.is_file():
         return [path]
     kind, endings = ("images", Image.registered_extensions()) if images else ("files", {})
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.stat().st_size > 0]
-    visible = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
-    found = [file for file in visible if not images or file.suffix.lower() in endings]
+    files = [path / name for name in walk_files(path)] if path.is_dir() else []
+    found = [file for file in files if file.stat().st_size and (not images or file.suffix.lower() in endings)]
     if not found:
         raise FileNotFoundError(f"{path} must be a file, or a folder that holds {kind}, found none")
     return found

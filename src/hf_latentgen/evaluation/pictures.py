@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from hf_latentgen.evaluation.results import Results
@@ -108,20 +109,32 @@ def history_plot(
         raise ValueError("history must hold at least one evaluation, got an empty list")
     epochs = [entry["epoch"] for entry in history]
     scores = [entry[f"eval_{metric}"] for entry in history]
+    # The first evaluations lie far above the rest and would flatten everything of interest.
+    low, high = min(scores), min(max(scores), 1.6 * min(scores))
+    margin = 0.05 * (high - low) or 0.05 * abs(low) or 0.05
+    lines = [(value, name, "--") for name, value in (references or {}).items()]
+    lines += [(value, name, ":") for name, value in (baseline or {}).items()]
+    # Others are shown where they are near the curve; far from it they would flatten it too.
+    near = []
+    for line in lines:
+        is_near = low - (high - low) - margin <= line[0] <= high + (high - low) + margin
+        # Lines of the same value would lie upon each other.
+        if is_near and all(abs(line[0] - other[0]) > margin / 5 for other in near):
+            near.append(line)
+    shown = [low, high, *(value for value, _, _ in near)]
     with mpl.rc_context(mpl.rcParamsDefault):
         figure = Figure(figsize=(6.4, 4.0), dpi=100, layout="constrained")
         axes = figure.subplots()
         axes.plot(epochs, scores, color="tab:blue", marker="." if len(scores) < 30 else None, label="validation")
-        for style, lines in (("--", references or {}), (":", baseline or {})):
-            for index, (name, value) in enumerate(lines.items()):
-                axes.axhline(value, linestyle=style, color=f"C{index + (1 if style == '--' else 5)}", label=name)
-        shown = [*scores, *(references or {}).values(), *(baseline or {}).values()]
-        # The first evaluations lie far above the rest and would flatten everything of interest.
-        top = min(max(shown), 1.6 * min(shown))
-        margin = 0.05 * (top - min(shown)) or 0.05 * top
-        axes.set_ylim(min(shown) - margin, top + margin)
+        for index, (value, name, style) in enumerate(near):
+            axes.axhline(value, linestyle=style, color=f"C{index + 1}", label=f"{name}: {value:.4g}")
+        axes.set_ylim(min(shown) - margin, max(shown) + margin)
+        axes.set_title("Validation score while training")
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
+        axes.ticklabel_format(useOffset=False)
+        if max(epochs) > 1:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="upper right", fontsize="small")
         return _render(figure)
 

@@ -23,6 +23,7 @@ class Setup:
         data_dir: folder with local data files.
         seed: of the training.
         checkpoint: the loaded model to start from, or None for a new one.
+        skipped: where images that cannot be used are noted and left out, with the reason; None to refuse them.
     """
 
     model: dict
@@ -30,6 +31,7 @@ class Setup:
     data_dir: str | None
     seed: int
     checkpoint: Checkpoint | None
+    skipped: dict[str, str] | None = None
 
 
 class Data(NamedTuple):
@@ -116,7 +118,7 @@ class Family:
     template: Path
     arguments: type[LatentTrainingArguments] = LatentTrainingArguments
     model_keys: tuple[str, ...] | None = None
-    dataset_keys: tuple[str, ...] = ("name", "streaming")
+    dataset_keys: tuple[str, ...] = ("name", "streaming", "skip_broken")
     options: tuple[str, ...] = ()
     tolerances: Mapping[str, float] = field(default_factory=dict)
     history: tuple[str, str] = ("bits_per_dim", "bits/dim")

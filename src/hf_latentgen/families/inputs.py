@@ -1,17 +1,17 @@
 """What families of images, and of texts, share: the parts of a trainer, and the splits that are measured."""
 
-from typing import cast
-
 from datasets import Dataset, IterableDataset
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from hf_latentgen.data import (
     LevelsDataset,
     TokenBlocksDataset,
+    class_names,
     load_images,
     load_text,
     stream_levels,
     stream_token_blocks,
+    usable_labels,
 )
 from hf_latentgen.data.speakers import renamed_copies
 from hf_latentgen.families.family import Data, Setup
@@ -38,21 +38,25 @@ def image_parts(setup: Setup, needs_labels: bool = False, is_taught: bool = Fals
         needs_labels: whether validation images come with labels.
         is_taught: whether training images do.
     """
-    if setup.checkpoint is None:
-        config = AutoConfig.for_model(**setup.model)
-        model, processor = new_model(config), LevelsImageProcessor.for_config(config)
-    else:
-        model, processor = setup.checkpoint.model.cpu(), setup.checkpoint.processor
     name, streaming = setup.dataset["name"], setup.dataset.get("streaming", False)
     training = load_images(name, "train", data_dir=setup.data_dir, streaming=streaming)
     validation = load_images(name, "validation", data_dir=setup.data_dir, streaming=streaming)
-    if isinstance(training, Dataset):
-        levels = LevelsDataset(training, processor, is_taught)
+    if setup.checkpoint is None:
+        config = AutoConfig.for_model(**setup.model)
+        if needs_labels:
+            _name_classes(config, "num_labels" in setup.model, class_names(training), name)
+        model, processor = new_model(config), LevelsImageProcessor.for_config(config)
     else:
-        levels = stream_levels(training.shuffle(seed=setup.seed, buffer_size=SHUFFLE_BUFFER), processor, is_taught)
+        model, processor = setup.checkpoint.model.cpu(), setup.checkpoint.processor
+    if isinstance(training, Dataset):
+        levels = LevelsDataset(training, processor, is_taught, setup.skipped)
+    else:
+        # Levels are smaller than files, and one shard is read at a time.
+        stream = stream_levels(training, processor, is_taught, setup.skipped)
+        levels = stream.shuffle(seed=setup.seed, buffer_size=SHUFFLE_BUFFER, max_buffer_input_shards=1)
     if "num_labelled" in setup.dataset:
         levels = _few_labels(setup.dataset, levels, is_taught)
-    held_out = LevelsDataset(validation, processor, with_labels=needs_labels)
+    held_out = LevelsDataset(validation, processor, needs_labels, setup.skipped)
     return {"model": model, "processing_class": processor, "train_dataset": levels, "eval_dataset": held_out}
 
 
@@ -80,19 +84,35 @@ def text_parts(setup: Setup) -> dict:
 
 def image_data(checkpoint: Checkpoint, name: str, split: str, data_dir: str | None) -> Data:
     """Levels of the training and validation images, and of those to score, with labels where there are any."""
-    return Data(*(read_levels(checkpoint.processor, name, part, data_dir) for part in ("train", "validation", split)))
+    parts = ("train", "validation", split)
+    read = {part: read_levels(checkpoint.processor, name, part, data_dir) for part in dict.fromkeys(parts)}
+    return Data(*(read[part] for part in parts))
 
 
 def read_levels(processor: LevelsImageProcessor, name: str, split: str, data_dir: str | None) -> LevelsDataset:
     """Levels of all images of a split, with labels where there are any."""
-    images = cast(Dataset, load_images(name, split, data_dir=data_dir))
-    return LevelsDataset(images, processor, with_labels="label" in images.column_names)
+    images = load_images(name, split, data_dir=data_dir)
+    return LevelsDataset(images, processor, with_labels=usable_labels(images))
 
 
 def text_data(checkpoint: Checkpoint, name: str, split: str, data_dir: str | None) -> Data:
     """The documents of the training and validation texts, and of those to score, as bytes."""
     parts = (load_text(name, part, data_dir=data_dir)["text"] for part in ("train", "validation", split))
     return Data(*([bytes_from_text(text) for text in texts] for texts in parts))
+
+
+def _name_classes(config: PreTrainedConfig, is_given: bool, names: list[str] | None, source: str) -> None:
+    """Give the classes of a configuration the names that a data set has for them.
+
+    Raises:
+        ValueError: the recipe says another number of classes.
+    """
+    if names is None:
+        return
+    if is_given and config.num_labels != len(names):
+        raise ValueError(f"model.num_labels must be {len(names)}, the classes of {source}, got {config.num_labels}")
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}
 
 
 def _few_labels(section: dict, levels: LevelsDataset | IterableDataset, is_taught: bool) -> FewLabelsDataset:

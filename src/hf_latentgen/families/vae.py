@@ -21,7 +21,7 @@ from hf_latentgen.families.family import Data, Family, Measured, Options
 from hf_latentgen.families.inputs import image_data, image_parts
 from hf_latentgen.hub.loading import Checkpoint
 from hf_latentgen.models.hub import IMAGE_TASK
-from hf_latentgen.training.trainer import ELBOTrainer
+from hf_latentgen.training.elbo import ELBOTrainer
 
 NUM_IMPORTANCE_SAMPLES = 500
 NUM_SAMPLES = 64

@@ -18,6 +18,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 from .configuration_local_transformer import LocalTransformerConfig
 from .local_attention import INFERENCE_BLOCK, banded_attention, bias_by_distance, local_attention, whole_blocks
+from .local_attention_interface import BandedMask
 
 # Smaller weights above 0 count as this one, because the slope of the logarithm has no bound.
 LEAST_WEIGHT = 1e-6
@@ -73,14 +74,14 @@ class AttentionSpan(nn.Module):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: Tensor | BandedMask | None,
         dropout: float,
         scale: float,
     ) -> Tensor:
         """Causal attention [B, H, N, D] of the last N keys' queries, each head within its span.
 
         `attention_mask` is what transformers makes: None if nothing but the window hides a key, a matrix
-        [1 or B, 1, N, K or more], or banded as `local_attention_mask` describes.
+        [1 or B, 1, N, K or more], or banded.
         """
         groups = query.shape[1] // key.shape[1]
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
@@ -100,7 +101,7 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | BandedMask | None,
     window: int,
     bias: Tensor | None,
     dropout: float,
@@ -108,17 +109,14 @@ def attend(
 ) -> Tensor:
     """Causal attention of heads with one window, `bias` [H, window or more] added to the scores. [B, H, N, D]."""
     bias = None if bias is None else bias[:, :window]
-    # One row stands for all where nothing but the window hides a key.
-    if attention_mask is None or (attention_mask.dim() == 5 and attention_mask.shape[-2] == 1):
+    given = attention_mask.band if isinstance(attention_mask, BandedMask) else attention_mask
+    if given is None:
         return local_attention(query, key, value, window, dropout=dropout, scale=scale, bias=bias)
-    is_banded = attention_mask.dim() == 5
-    block = attention_mask.shape[-2] if is_banded else min(INFERENCE_BLOCK, query.shape[2])
+    is_banded = given is not attention_mask
+    block = given.shape[-2] if is_banded else min(INFERENCE_BLOCK, query.shape[2])
     reach = whole_blocks(min(window, key.shape[2]) - 1, block)
     view = reach + block
-    if is_banded:
-        visible = attention_mask.squeeze(2)[..., -view:]
-    else:
-        visible = dense_to_band(attention_mask[:, 0, :, : key.shape[2]], block, reach)
+    visible = given[..., -view:] if is_banded else dense_to_band(given[:, 0, :, : key.shape[2]], block, reach)
     distance = reach + torch.arange(block, device=query.device).unsqueeze(1) - torch.arange(view, device=query.device)
     visible = visible & (distance < window)
     band = None if bias is None else bias_by_distance(bias, block, view, reach)

@@ -27,6 +27,21 @@ class LatentGenConfig(PreTrainedConfig):
         """Name of the Auto class of transformers that prepares the inputs."""
         return "AutoTokenizer" if self.reads_text else "AutoImageProcessor"
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """The configuration of a dictionary of fields, some of them replaced, which transformers would not check.
+
+        Raises:
+            ValueError: the fields together are out of range, the replaced ones among them.
+        """
+        changes = {own.name: kwargs.pop(own.name) for own in fields(cls) if own.name in kwargs}
+        return super().from_dict(cls.replaced(config_dict, changes), **kwargs)
+
+    @classmethod
+    def replaced(cls, values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+        """The fields `values` with some of them changed."""
+        return values | changes
+
     def described(self) -> dict[str, Any]:
         """The model type, the class, and the fields that a family adds to those of every configuration."""
         common = {field.name for field in fields(PreTrainedConfig)}

@@ -1,6 +1,8 @@
 # Copyright 2026 The hf-latentgen authors. Apache-2.0.
 """Configuration of the local-attention transformer."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 
 from .configuration_latentgen import LatentGenConfig, require
@@ -80,8 +82,18 @@ class LocalTransformerConfig(LatentGenConfig):
             self.layer_types = ["sliding_attention"] * max(self.num_hidden_layers, 0)
         if self.layer_windows is not None:
             self.window = max((window for windows in self.head_windows for window in windows), default=self.window)
-        kwargs.setdefault("attn_implementation", "local_attention")
+        # Only the whole matrix of scores has weights to show.
+        kwargs.setdefault("attn_implementation", "eager" if kwargs.get("output_attentions") else "local_attention")
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def replaced(cls, values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+        """The fields `values` with some of them changed; fewer layers are the first ones."""
+        if "num_hidden_layers" in changes:
+            lists = {name: values.get(name) for name in ("layer_types", "layer_windows")}
+            layers = changes["num_hidden_layers"]
+            changes = {name: entries[:layers] for name, entries in lists.items() if entries is not None} | changes
+        return super().replaced(values, changes)
 
     @property
     def auto_model(self) -> str:

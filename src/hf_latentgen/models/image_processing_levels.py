@@ -1,11 +1,11 @@
 # Copyright 2026 The hf-latentgen authors. Apache-2.0.
 """Images to integer levels and back: the one quantisation rule, and the image processor built on it."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageColor, ImageOps
 from transformers import PreTrainedConfig
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
@@ -66,11 +66,13 @@ class LevelsImageProcessorKwargs(ImagesKwargs, total=False):
     do_quantize: whether 8-bit values become levels.
     num_levels: number of grey levels per channel, 2 to 256.
     num_channels: 1 for greyscale, 3 for RGB.
+    background: the colour behind transparent images, as `PIL.ImageColor` names it: "white", "black", "#8090a0".
     """
 
     do_quantize: bool
     num_levels: int
     num_channels: int
+    background: str
 
 
 class LevelsImageProcessor(PilBackend):
@@ -81,9 +83,12 @@ class LevelsImageProcessor(PilBackend):
     0 ... 255 or of floats in [0, 1] (as `torchvision.transforms.ToTensor` gives); alone, in a list, or stacked
     [B, C, H, W] or [B, H, W, C].
 
+    A PIL image is turned upright as its EXIF orientation says. What is transparent, in any mode and in arrays of four
+    channels, is laid on `background`.
+
     size: height and width of the result; other images are resized when `do_resize` is true, refused otherwise.
     do_convert_rgb: whether images change to the mode `num_channels` asks for: grey for 1, RGB for 3. When false,
-        an image with another number of channels is refused.
+        an image with another number of channels, or a transparent one, is refused.
     """
 
     valid_kwargs = LevelsImageProcessorKwargs
@@ -97,6 +102,7 @@ class LevelsImageProcessor(PilBackend):
     do_quantize = True
     num_levels = 16
     num_channels = 1
+    background = "white"
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
@@ -105,6 +111,7 @@ class LevelsImageProcessor(PilBackend):
             raise ValueError(f"num_channels must be 1 (greyscale) or 3 (RGB), got {self.num_channels!r}.")
         if not self.size.height or not self.size.width:
             raise ValueError(f"size must name a positive height and width, got {dict(self.size)}.")
+        _colour(self.background)
 
     @classmethod
     def for_config(cls, config: PreTrainedConfig) -> "LevelsImageProcessor":
@@ -126,54 +133,43 @@ class LevelsImageProcessor(PilBackend):
     def process_image(
         self,
         image: Image.Image | np.ndarray | torch.Tensor,
-        do_convert_rgb: bool | None = None,
+        do_convert_rgb: bool | None,
+        do_resize: bool,
+        size: SizeDict,
+        resample: PILImageResampling | None,
+        num_channels: int,
+        background: str,
         input_data_format: str | ChannelDimension | None = None,
-        num_channels: int = 1,
         **_: Any,
     ) -> np.ndarray:
-        """8-bit values of one image, uint8. [C, H, W]."""
+        """8-bit values of one image, uint8. [C, H, W].
+
+        An image is resized before the next one is read: many large ones would not fit into memory side by side.
+        """
         if not isinstance(image, Image.Image):
             array = _channels_last(_uint8_from_array(image), input_data_format)
-            if array.shape[-1] == num_channels:
-                return np.moveaxis(array, -1, 0)
-            image = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array, ARRAY_MODES[array.shape[-1]])
-        if image.mode not in EIGHT_BIT_MODES:
-            raise ValueError(
-                f"images must have 8 bits per channel, got a PIL image of mode {image.mode!r}; allowed modes: "
-                f"{', '.join(EIGHT_BIT_MODES)}."
-            )
-        if image.mode != PIL_MODES[num_channels]:
-            if not do_convert_rgb:
+            squeezed = array.squeeze(-1) if array.shape[-1] == 1 else array
+            image = Image.fromarray(squeezed, ARRAY_MODES[array.shape[-1]])
+        image = convert_image(image, num_channels, background, bool(do_convert_rgb))
+        if image.size != (size.width, size.height):
+            if not do_resize:
                 raise ValueError(
-                    f"images must have mode {PIL_MODES[num_channels]!r} (num_channels={num_channels}, "
-                    f"do_convert_rgb=False), got {image.mode!r}."
+                    f"images must be {size.height}x{size.width} (size; do_resize=False), "
+                    f"got {image.height}x{image.width}."
                 )
-            image = image.convert(PIL_MODES[num_channels])
-        array = np.asarray(image)
-        return array[None] if num_channels == 1 else np.moveaxis(array, -1, 0)
+            image = image.resize((cast(int, size.width), cast(int, size.height)), resample)
+        values = np.asarray(image)
+        return values[None] if num_channels == 1 else np.moveaxis(values, -1, 0)
 
     def _preprocess(
         self,
         images: list[np.ndarray],
-        do_resize: bool,
-        size: SizeDict,
-        resample: PILImageResampling | None,
         do_quantize: bool,
         num_levels: int,
         return_tensors: str | TensorType | None,
         **_: Any,
     ) -> BatchFeature:
         """`pixel_values` [B, C, H, W], uint8: levels, or 8-bit values when `do_quantize` is false."""
-        expected = (size.height, size.width)
-        for index, image in enumerate(images):
-            if image.shape[-2:] == expected:
-                continue
-            if not do_resize:
-                raise ValueError(
-                    f"images must be {expected[0]}x{expected[1]} (size; do_resize=False), "
-                    f"got {image.shape[-2]}x{image.shape[-1]}."
-                )
-            images[index] = self.resize(image, size, resample)
         pixel_values = np.stack(images)
         if do_quantize:
             pixel_values = levels_from_uint8(pixel_values, num_levels)
@@ -191,6 +187,39 @@ class LevelsImageProcessor(PilBackend):
             levels = levels.detach().cpu()
         values = np.asarray(uint8_from_levels(levels, self.num_levels)).reshape(-1, *levels.shape[-3:])
         return [Image.fromarray(value[0] if len(value) == 1 else np.moveaxis(value, 0, -1)) for value in values]
+
+
+def _colour(background: str) -> tuple[int, ...]:
+    """Red, green and blue, 0 ... 255, of a colour's name. Raises: ValueError naming the field."""
+    try:
+        return ImageColor.getrgb(background)[:3]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"background must be a colour such as 'white' or '#8090a0', got {background!r}.") from error
+
+
+def convert_image(image: Image.Image, num_channels: int, background: str, do_convert_rgb: bool = True) -> Image.Image:
+    """The image upright, without transparency, and in the mode that the number of channels asks for."""
+    if image.mode not in EIGHT_BIT_MODES:
+        raise ValueError(
+            f"images must have 8 bits per channel, got a PIL image of mode {image.mode!r}; save it with 8 bits per "
+            f"channel. Allowed modes: {', '.join(EIGHT_BIT_MODES)}."
+        )
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode != PIL_MODES[num_channels] or image.has_transparency_data:
+        if not do_convert_rgb:
+            transparent = " with transparency" * image.has_transparency_data
+            raise ValueError(
+                f"images must have mode {PIL_MODES[num_channels]!r} (num_channels={num_channels}, "
+                f"do_convert_rgb=False), got {image.mode!r}{transparent}."
+            )
+        if image.has_transparency_data:
+            # Pillow takes premultiplied grey only to LA.
+            image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+            ground = Image.new("RGBA", image.size, (*_colour(background), 255))
+            image = Image.alpha_composite(ground, image).convert("RGB")
+        image = image.convert(PIL_MODES[num_channels])
+    return image
 
 
 def _is_grey_array(image: Any) -> bool:

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf-latentgen authors. Apache-2.0.
-"""Exact sliding-window attention in O(n * window), and its registration with transformers.
+"""Exact sliding-window attention in O(n * window).
 
 One definition of the window everywhere: query i sees the keys j with `i - window < j <= i`, its own included, and when
 it is not causal also those with `i < j < i + window`.
@@ -14,16 +14,10 @@ of their own, such as that of `torch.nn.attention.varlen`.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import causal_mask_function, or_masks, sdpa_mask
-from transformers.utils.import_utils import is_tracing
+from transformers.integrations.sdpa_attention import repeat_kv
 
 from .local_attention_cpu import can_fuse, fused_attention
 
-NAME = "local_attention"
-# Name of the functions that transformers makes of several masks, of which one suffices.
-WIDER_MASK = or_masks(causal_mask_function).__name__
 INFERENCE_BLOCK = 64
 
 
@@ -235,103 +229,6 @@ def banded_attention(
     return output.flatten(1, 2).unflatten(0, (batch, heads))[:, :, :num_queries]
 
 
-def local_attention_mask(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: int = 0,
-    kv_offset: int = 0,
-    mask_function=causal_mask_function,
-    attention_mask: Tensor | None = None,
-    local_size: int | None = None,
-    device: torch.device | str = "cpu",
-    **kwargs,
-) -> Tensor | None:
-    """What transformers' mask function allows, on the band only: booleans [1 or B, blocks, 1, block, view].
-
-    Its five axes tell `local_attention_forward` that it is banded. On a CPU, where looking at it does not wait for a
-    device, a mask that hides what is outside of the window and nothing else, no padding and no other document of a
-    packed sequence, becomes one row that stands for all: ones [1, 1, 1, 1, view]. Layers without a window, short
-    inputs, decoding steps, static caches, an exported program of any length, and masks that show more than the window,
-    such as all of an image in a text, get transformers' own mask.
-    """
-    if attention_mask is not None and attention_mask.dim() == 5:
-        return attention_mask
-    past = kv_length - q_length
-    # An encoder's window of transformers is the reach on either side, without the query itself.
-    is_causal = "allow_is_bidirectional_skip" not in kwargs
-    window = None if local_size is None else local_size + (0 if is_causal else 1)
-    # An export for any length cannot hold the number of blocks.
-    is_known = not isinstance(q_length, torch.SymInt)
-    is_banded = is_known and window is not None and q_length > window > past >= 0
-    aligned = not isinstance(q_offset, Tensor) and q_offset + q_length == kv_offset + kv_length
-    # What transformers adds to a window, such as `block_sequence_ids`, it adds by this function.
-    is_wider = mask_function.__name__ == WIDER_MASK
-    if window is None or not is_banded or not aligned or is_wider or kwargs.get("use_vmap"):
-        return sdpa_mask(
-            batch_size=batch_size,
-            q_length=q_length,
-            kv_length=kv_length,
-            q_offset=q_offset,
-            kv_offset=kv_offset,
-            mask_function=mask_function,
-            attention_mask=attention_mask,
-            local_size=local_size,
-            device=device,
-            **kwargs,
-        )
-    rows, columns = band_positions(q_length, kv_length, window, INFERENCE_BLOCK, is_causal, device)
-    inside = (columns >= 0) & (columns < kv_length) & (rows < kv_length)
-    rows, columns = rows.clamp(max=kv_length - 1) + kv_offset, columns.clamp(0, kv_length - 1) + kv_offset
-    batch = torch.arange(batch_size, device=device).view(-1, 1, 1, 1)
-    # Four axes also where the function does not look at the batch.
-    visible = mask_function(batch, torch.zeros_like(batch[:1]), rows, columns) & inside.unsqueeze(0)
-    if attention_mask is not None:
-        missing = kv_length + kv_offset - attention_mask.shape[-1]
-        padding = F.pad(attention_mask, (0, max(missing, 0))).bool()
-        visible = visible & padding[:, columns]
-    if past == 0 and visible.device.type == "cpu" and not is_tracing(visible):
-        plain = band_visibility(q_length, kv_length, window, INFERENCE_BLOCK, is_causal, None, None, visible.device)
-        if (visible == plain).all():
-            return visible.new_ones(1, 1, 1, 1, window if is_causal else 2 * window - 1)
-    return visible.unsqueeze(2)
-
-
-def local_attention_forward(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **kwargs,
-) -> tuple[Tensor, None]:
-    """Attention for transformers' interface: [B, N, H, D], and no weights.
-
-    Raises:
-        ValueError: the model has attention sinks, adds to its scores or caps them, which the kernels do not know.
-    """
-    for name in ("s_aux", "sinks", "position_bias", "softcap"):
-        if kwargs.get(name) is not None:
-            allowed = "None for the attention of this name; load the model with attn_implementation='eager'"
-            raise ValueError(f"{name} of {type(module).__name__} must be {allowed}")
-    if attention_mask is None or attention_mask.dim() != 5:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-    is_causal = bool(module.is_causal)
-    block, view = attention_mask.shape[3:]
-    if block == 1:
-        window = view if is_causal else (view + 1) // 2
-        output = local_attention(query, key, value, window, is_causal=is_causal, dropout=dropout, scale=scaling)
-    else:
-        groups = query.shape[1] // key.shape[1]
-        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-        output = banded_attention(query, key, value, attention_mask.squeeze(2), is_causal, dropout, scaling)
-    return output.transpose(1, 2).contiguous(), None
-
-
 def _check(
     query: Tensor,
     key: Tensor,
@@ -359,7 +256,3 @@ def _check(
     for name, mask in (("attention_mask", attention_mask), ("document_ids", document_ids)):
         if mask is not None and tuple(mask.shape) != (batch, key.shape[2]):
             raise ValueError(f"{name} must have shape [{batch}, {key.shape[2]}], got {list(mask.shape)}")
-
-
-AttentionInterface.register(NAME, local_attention_forward)
-AttentionMaskInterface.register(NAME, local_attention_mask)

@@ -20,7 +20,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention_span import AttentionSpan, trimmed_window
 from .configuration_local_transformer import LocalTransformerConfig
-from .local_attention import NAME
+from .local_attention_interface import NAME, BandedMask, check_arguments
 from .modeling_latentgen import LatentGenModel
 
 
@@ -97,7 +97,7 @@ class LocalTransformerAttention(nn.Module):
         self,
         hidden_states: Tensor,
         angles: tuple[Tensor, Tensor],
-        attention_mask: Tensor | None,
+        attention_mask: Tensor | BandedMask | None,
         past_key_values: Cache | None = None,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
@@ -114,6 +114,7 @@ class LocalTransformerAttention(nn.Module):
             key, value = past_key_values.update(key, value, self.layer_idx)
         dropout = self.config.attention_dropout if self.training else 0.0
         if self.span is not None:
+            check_arguments(self, kwargs)
             # What a static cache returns ends with room for later keys.
             output = self.span(query, key[:, :, :used], value[:, :, :used], attention_mask, dropout, self.scaling)
             return self.o_proj(output.transpose(1, 2).flatten(2)), None
@@ -269,7 +270,7 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
 
         Args:
             input_ids: ids in `0 ... vocab_size - 1`. [B, N].
-            attention_mask: 0 where there is padding, on one side of each sequence; a cache's positions first. [B, K].
+            attention_mask: 0 where there is padding, on either side; a cache's positions first. [B, K].
             position_ids: positions, which start again at 0 where a packed document begins. [B, N].
             past_key_values: cache of the positions before.
             inputs_embeds: embeddings instead of ids. [B, N, hidden_size].
@@ -277,7 +278,7 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
             kwargs: for the attention implementation.
 
         Raises:
-            ValueError: ids out of range, padding on both sides, a sequence that is too long, or not exactly one input.
+            ValueError: ids out of range, a sequence that is too long, or not exactly one input.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -291,7 +292,7 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
         if position_ids is None:
             past = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past).unsqueeze(0)
-        self._check_lengths(position_ids, attention_mask)
+        self._check_length(position_ids)
         if self.config.has_spans and self.config._attn_implementation != NAME:
             given = self.config._attn_implementation
             raise ValueError(f"attn_implementation must be {NAME!r} where heads have spans or windows, got {given!r}")
@@ -342,16 +343,12 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
             allowed = f"ids in 0 ... {self.config.vocab_size - 1}"
             raise ValueError(f"input_ids must be {allowed}, got values from {low} to {high}")
 
-    def _check_lengths(self, position_ids: Tensor, attention_mask: Tensor | dict | None) -> None:
+    def _check_length(self, position_ids: Tensor) -> None:
         if torch.compiler.is_compiling():
             return
         most = self.config.max_position_embeddings
         if most is not None and position_ids.max() >= most:
             raise ValueError(f"input_ids must end before max_position_embeddings={most}, got {position_ids.max() + 1}")
-        if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
-            seen = attention_mask.bool()
-            if (~seen[:, 0] & ~seen[:, -1] & seen.any(1)).any():
-                raise ValueError("attention_mask must pad each sequence on one side, got one padded on both")
 
 
 class LocalTransformerForCausalLM(LocalTransformerPreTrainedModel, GenerationMixin):
@@ -381,6 +378,7 @@ class LocalTransformerForCausalLM(LocalTransformerPreTrainedModel, GenerationMix
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        shift_labels: Tensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Logits of the next id at each position, and the mean loss in nats. [B, N, vocab_size], scalar.
@@ -389,6 +387,8 @@ class LocalTransformerForCausalLM(LocalTransformerPreTrainedModel, GenerationMix
 
         Arguments and errors as in [`LocalTransformerModel.forward`], and:
             labels: ids to predict, which are shifted here, -100 where nothing is scored. [B, N].
+            shift_labels: such ids that are shifted already, instead of `labels`, of which a part of a sequence does
+                not have the last. [B, N].
             logits_to_keep: how many of the last positions get logits, 0 for all, or their indices.
         """
         outputs = self.model(
@@ -403,8 +403,9 @@ class LocalTransformerForCausalLM(LocalTransformerPreTrainedModel, GenerationMix
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+        if labels is not None or shift_labels is not None:
+            targets = {"labels": labels, "shift_labels": shift_labels}
+            loss = self.loss_function(logits=logits, vocab_size=self.config.vocab_size, **targets)
             if self.training and self.config.attention_span == "adaptive":
                 loss = loss + self.span_penalty()
         return CausalLMOutputWithPast(

@@ -27,11 +27,14 @@ class ImageLikelihoodOutput(ModelOutput):
         loss: mean over the batch, in bits per dimension. Scalar.
         negative_log_likelihood: `-log p(x)` of each image, exact, in nats. [B].
         logits: unnormalised log probabilities of the levels, given the pixels before. [B, num_levels, C, H, W].
+        hidden_states: with `output_hidden_states`, the embeddings and what each layer returns, in raster order, the
+            channels of a pixel together. Tensors [B, H * W * C, hidden_size].
     """
 
     loss: Tensor | None = None
     negative_log_likelihood: Tensor | None = None
     logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
@@ -65,7 +68,13 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, return_loss: bool = True):
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        return_loss: bool = True,
+        output_hidden_states: bool | None = None,
+    ):
         """The exact likelihood of each image: all `C * H * W` dimensions count, the first too.
 
         While an adaptive model is trained, and never in `eval()`, `span_penalty` is added to the loss, and never to
@@ -75,6 +84,7 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
             pixel_values: integer levels, [B, C, H, W].
             labels: classes, for a class-conditional model. [B].
             return_loss: also compute the loss.
+            output_hidden_states: also return the states of each layer; as the configuration says when None.
 
         Raises:
             ValueError: bad levels, or labels that are missing, out of range or not wanted.
@@ -82,13 +92,14 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         self._check_images(pixel_values)
         self._check_labels(labels, pixel_values.shape[0])
         values = self._sequence(pixel_values)
-        states = self.model(inputs_embeds=self._inputs(values, labels, 0, values.shape[1]), use_cache=False)
+        shown = {} if output_hidden_states is None else {"output_hidden_states": output_hidden_states}
+        states = self.model(inputs_embeds=self._inputs(values, labels, 0, values.shape[1]), use_cache=False, **shown)
         logits = self.lm_head(states.last_hidden_state).float()
         nats = F.cross_entropy(logits.transpose(1, 2), values, reduction="none").sum(1)
         loss = nats_to_bits_per_dim(nats.mean(), self.config.num_dims) if return_loss else None
         if loss is not None and self.training and self.config.attention_span == "adaptive":
             loss = loss + self.span_penalty()
-        return ImageLikelihoodOutput(loss, nats, self._images(logits))
+        return ImageLikelihoodOutput(loss, nats, self._images(logits), states.hidden_states)
 
     @torch.no_grad()
     def bits_per_dim(self, pixel_values: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -29,7 +29,18 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .configuration_image_autoencoder import ImageAutoencoderConfig
 
 
-class ConvBlock(GradientCheckpointingLayer):
+class Block(GradientCheckpointingLayer):
+    """A layer that can be computed again instead of stored, also where it reads what has no gradient, as images."""
+
+    def __call__(self, *states: Tensor) -> Tensor:
+        """The outputs of `forward`."""
+        # Reentrant checkpointing gives gradients only to layers one of whose inputs has one.
+        if self.gradient_checkpointing and self.training and not any(tensor.requires_grad for tensor in states):
+            states = (states[0].detach().requires_grad_(), *states[1:])
+        return super().__call__(*states)
+
+
+class ConvBlock(Block):
     """A 3x3 convolution and an activation; with `stride=2` it halves the resolution, rounding up."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, hidden_act: str = "gelu"):
@@ -46,7 +57,7 @@ class ZeroConv2d(nn.Conv2d):
     """A convolution whose weight and bias start at zero."""
 
 
-class ResidualBlock(GradientCheckpointingLayer):
+class ResidualBlock(Block):
     """Adds two 3x3 convolutions of activated input; starts as the identity, the last convolution being zero.
 
     With `extra_channels` the block also reads a second tensor of that many channels.
@@ -65,7 +76,7 @@ class ResidualBlock(GradientCheckpointingLayer):
         return hidden_states + self.last(self.activation(self.first(inputs)))
 
 
-class DenseBlock(GradientCheckpointingLayer):
+class DenseBlock(Block):
     """A fully connected layer and an activation."""
 
     def __init__(self, in_features: int, out_features: int, hidden_act: str = "gelu"):
@@ -153,7 +164,7 @@ class CourseEncoder(FlatEncoder):
         super().__init__(nn.Sequential(*blocks), channels * config.stage_sizes[-1] ** 2, num_outputs)
 
 
-class UpsamplingBlock(GradientCheckpointingLayer):
+class UpsamplingBlock(Block):
     """A stride-2 transposed convolution and a 3x3 convolution, an activation after each."""
 
     def __init__(self, in_channels: int, out_channels: int, in_size: int, out_size: int, hidden_act: str):
@@ -234,7 +245,7 @@ class ResNetEncoder(nn.Module):
         return self.to_posterior[group](features) if group == 0 else self.to_posterior[group](features, state)
 
 
-class LadderPosterior(GradientCheckpointingLayer):
+class LadderPosterior(Block):
     """Posterior parameters of spatial latents from the encoder's features and the decoder's state.
 
     The last convolution starts at zero, so that the posterior starts at the prior.

@@ -13,20 +13,21 @@ from omegaconf.errors import OmegaConfBaseException
 from transformers import CONFIG_MAPPING, set_seed
 from yaml import YAMLError
 
-from hf_latentgen.data import LevelsDataset
-from hf_latentgen.evaluation.clusters import name_clusters
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
 from hf_latentgen.families import FAMILIES, find_family
 from hf_latentgen.families.family import Family, Setup
 from hf_latentgen.hub.loading import Checkpoint
-from hf_latentgen.models.modeling_latentgen import LatentGenModel
-from hf_latentgen.training.trainer import LatentTrainer, complete_checkpoints
+from hf_latentgen.training.resume import (
+    check_checkpoint_files,
+    check_resumed_settings,
+    complete_checkpoints,
+    record_part,
+)
+from hf_latentgen.training.trainer import LatentTrainer
 
 # In the wheel the recipes lie in the package, in a clone beside it.
 PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = next((folder for folder in (PACKAGE / "configs", PACKAGE.parents[1] / "configs") if folder.is_dir()), PACKAGE)
-# Set by the command itself.
-RESERVED = ("output_dir",)
 
 
 @dataclass
@@ -99,6 +100,8 @@ def load_recipe(
         raise ValueError(f"{path} with {overrides or 'no overrides'} is no mapping of sections: {error}") from error
     _check_keys("", given, ("dataset", "model", "training", "reference"))
     sections = {"dataset": {"name": "digits"}, "model": {}, "training": {}, "reference": [], **given}
+    if "output_dir" in sections["training"]:
+        raise ValueError("training.output_dir must be left out of a recipe: --output-dir names the folder")
     for key, section in sections.items():
         kind = list if key == "reference" else dict
         if not isinstance(section, kind):
@@ -115,7 +118,7 @@ def load_recipe(
     known = family.model_keys
     if known is None:
         known = ("model_type", "num_labels", *(own.name for own in fields(CONFIG_MAPPING[model_type])))
-    arguments = [own.name for own in fields(family.arguments) if own.name not in RESERVED]
+    arguments = [own.name for own in fields(family.arguments)]
     for section, keys in (("model", known), ("dataset", family.dataset_keys), ("training", arguments)):
         _check_keys(f"{section}.", sections[section], keys)
     return Recipe(path, list(overrides or []), **sections, family=family)
@@ -151,21 +154,30 @@ def train_recipe(
     if checkpoint is not None:
         _check_start(recipe, checkpoint)
     arguments = recipe.family.arguments(output_dir=str(output_dir), **recipe.training)
+    if resume and last_checkpoint is not None:
+        # The trainer asks as well; here it costs no data.
+        check_resumed_settings(arguments, last_checkpoint)
+        check_checkpoint_files(last_checkpoint, bool(arguments.ema_decay))
     set_seed(arguments.seed)
-    parts = recipe.family.make_parts(Setup(recipe.model, recipe.dataset, data_dir, arguments.seed, checkpoint))
+    skipped: dict[str, str] | None = {} if recipe.dataset.get("skip_broken") else None
+    setup = Setup(recipe.model, recipe.dataset, data_dir, arguments.seed, checkpoint, skipped)
+    parts = recipe.family.make_parts(setup)
     # Only now, so that a mistake in the recipe leaves no folder behind.
     _make_writable(output_dir)
     trainer = recipe.family.trainer(args=arguments, **parts)
     # Noted before training: the source tree may move on during a long one.
     commit = git_commit()
+    record = run_record(trainer, recipe, checkpoint, commit)
+    told = ("dataset", "model", "training", "overrides", "train_command", "git_commit", "hardware", "versions")
+    step = int(last_checkpoint.name.split("-")[1]) if resume and last_checkpoint is not None else 0
+    part_records = record_part(output_dir, {"first_step": step, **{key: record[key] for key in told}})
     trainer.train(resume_from_checkpoint=str(last_checkpoint) if resume else None)
-    if getattr(trainer.model.config, "num_clusters", None) is not None:
-        with trainer.evaluated_weights():
-            labels = name_clusters(cast(LatentGenModel, trainer.model), cast(LevelsDataset, parts["eval_dataset"]))
-        trainer.model.config.cluster_labels = labels
     trainer.save_model()
     if trainer.is_world_process_zero():
-        record = run_record(trainer, recipe, checkpoint, commit)
+        record = run_record(trainer, recipe, checkpoint, commit) | {"parts": part_records}
+        if skipped is not None:
+            # Folders are nobody else's business.
+            record["skipped"] = {_inside(name, recipe.dataset["name"]): reason for name, reason in skipped.items()}
         Path(output_dir, "run.json").write_text(json.dumps(record, indent=2) + "\n")
     return output_dir
 
@@ -195,6 +207,12 @@ def run_record(trainer: LatentTrainer, recipe: Recipe, checkpoint: Checkpoint | 
         "reference": recipe.reference,
         "history": [{key: value for key, value in entry.items() if key not in unwanted} for entry in evaluations],
     }
+
+
+def _inside(name: str, folder: str) -> str:
+    """The name of a file relative to the folder of the data, where it lies there; a row as it is."""
+    path = Path(name)
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
 
 
 def _check_start(recipe: Recipe, checkpoint: Checkpoint) -> None:

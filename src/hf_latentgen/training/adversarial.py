@@ -4,10 +4,13 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import EvalPrediction, TrainerCallback
+from transformers import TrainerCallback
 from transformers.utils import logging
 
+from hf_latentgen.data import LevelsDataset
+from hf_latentgen.evaluation.clusters import name_clusters
 from hf_latentgen.models.modeling_aae import UNLABELLED, AAEModel, AAEOutput
+from hf_latentgen.models.modeling_aae_classification import AAEForImageClassification
 from hf_latentgen.training.arguments import AdversarialTrainingArguments
 from hf_latentgen.training.trainer import LatentTrainer
 
@@ -51,24 +54,32 @@ class AdversarialTrainer(LatentTrainer):
     `supervised_loss` and `error`. Train logs also have `consistency_loss` and `balance_loss`, where they are in the
     objective, and the norm of the gradient of each player at the logged step.
 
+    Clusters found without labels are named at the end, where the validation images have labels.
+
     It warns once when the discriminator has won, and when a decoder that is trained gives the same image for every code
     after 500 steps, or again.
     """
 
     args: AdversarialTrainingArguments
     model: AAEModel
+    arguments_class = AdversarialTrainingArguments
+    score = "reconstruction_loss"
 
-    def __init__(self, model: AAEModel, args: AdversarialTrainingArguments, **kwargs):
-        super().__init__(model, args, compute_metrics=self._adversarial_metrics, **kwargs)
+    def __init__(self, model: AAEModel | None = None, args: AdversarialTrainingArguments | None = None, **kwargs):
+        super().__init__(model, args, **kwargs)
+        self._winning_since: int | None = None
+        self._had_spread = False
+        self._warned: set[str] = set()
+        self.add_callback(_AdversarialEvents(self))
+
+    def set_up(self, model: AAEModel) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Prepares a model that will be trained: players without a share in the objective are held still."""
+        super().set_up(model)
         weight = model.config.reconstruction_weight
         # Parameters without a gradient must not wait for one on other processes.
         for name, parameter in model.named_parameters():
             if (weight == 1 and is_discriminator(name)) or (weight == 0 and name.startswith("decoder.")):
                 parameter.requires_grad_(False)
-        self._winning_since: int | None = None
-        self._had_spread = False
-        self._warned: set[str] = set()
-        self.add_callback(_GradientNorms(self))
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """The optimizer of the training arguments, with a group of parameters for each player."""
@@ -103,14 +114,12 @@ class AdversarialTrainer(LatentTrainer):
         self.record(**parts, decoded_spread=decoded_spread(outputs))
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """The loss, the parts of it for each image [B], and no labels, for one batch of an evaluation."""
-        inputs = self._prepare_inputs(inputs)
+    def evaluate_batch(self, model, inputs):
+        """The loss, and the parts of it for each image, for one batch of an evaluation."""
         labels, config = inputs.get("labels"), self.model.config
         if config.num_clusters is not None:
             inputs = {name: value for name, value in inputs.items() if name != "labels"}
-        with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = model(**inputs, sample_posterior=True, sample_prior=True, generator=self._evaluation_generator)
+        outputs = model(**inputs, sample_posterior=True, sample_prior=True, generator=self._evaluation_generator)
         parts = {name: outputs[name] for name in PER_IMAGE if outputs.get(name) is not None}
         # One number a batch, repeated for its images.
         parts["decoded_spread"] = decoded_spread(outputs).expand(len(outputs.latents))
@@ -119,7 +128,20 @@ class AdversarialTrainer(LatentTrainer):
         if labels is not None and outputs.logits is not None and predicts_classes:
             wrong = (outputs.logits.argmax(1) != labels).float()
             parts["error"] = torch.where(labels == UNLABELLED, torch.nan, wrong)
-        return outputs.loss, parts, ()
+        return outputs.loss, parts
+
+    def metrics(self, parts) -> dict[str, float]:
+        """The mean of each part; of the error over the images that have a label."""
+        parts = {name: values.astype("float64") for name, values in parts.items()}
+        if "error" in parts:
+            # Not a number for images without a label; that of any other part must show.
+            known = parts.pop("error")
+            known = known[known == known]
+            parts |= {"error": known} if len(known) else {}
+        metrics = {name: float(values.mean()) for name, values in parts.items()}
+        if "real_loss" in metrics:
+            metrics["discriminator_loss"] = (metrics["real_loss"] + metrics["fake_loss"]) / 2
+        return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs, and warns when the game is over."""
@@ -132,39 +154,37 @@ class AdversarialTrainer(LatentTrainer):
                 self._winning_since = step - self.state.logging_steps
             if self._winning_since is not None and step - self._winning_since >= WINNING_STEPS:
                 self._warn(
+                    "won",
                     f"the discriminator has been right in {logs['discriminator_accuracy']:.1%} of its decisions since "
                     f"step {max(self._winning_since, 0)}: it has won, and the codes no longer move towards the prior. "
-                    "Lower discriminator_learning_rate, or give it noise (discriminator_noise_std)"
+                    "Lower discriminator_learning_rate, or give it noise (discriminator_noise_std)",
                 )
         if "decoded_spread" in logs and self.model.config.reconstruction_weight > 0:
             is_constant = logs["decoded_spread"] < CONSTANT_SPREAD
             if is_constant and (self._had_spread or self.state.global_step >= FIRST_STEPS):
-                self._warn_of_collapse(logs["decoded_spread"])
+                self._warn(
+                    "collapsed",
+                    "the decoder gives the same image for every code (standard deviation "
+                    f"{logs['decoded_spread']:.1e} at step {self.state.global_step}): it has collapsed. Lower "
+                    "learning_rate",
+                )
             self._had_spread |= not is_constant
 
-    def _warn_of_collapse(self, spread: float) -> None:
-        self._warn(
-            f"the decoder gives the same image for every code (standard deviation {spread:.1e} at step "
-            f"{self.state.global_step}): it has collapsed. Lower learning_rate"
-        )
+    def name_clusters(self) -> None:
+        """Names the clusters of a trained classifier by the validation images, where these have labels."""
+        model, validation = self.model, self.eval_dataset
+        if not isinstance(model, AAEForImageClassification) or model.config.num_clusters is None:
+            return
+        if isinstance(validation, LevelsDataset) and validation.labels is not None:
+            with self.evaluated_weights():
+                model.config.cluster_labels = name_clusters(model, validation)
+        else:
+            self._warn("nameless", "clusters have no names: eval_dataset must be a LevelsDataset with labels")
 
-    def _warn(self, message: str) -> None:
-        kind = message.split(" ")[1]
+    def _warn(self, kind: str, message: str) -> None:
         if kind not in self._warned and self.is_world_process_zero():
             self._warned.add(kind)
             logger.warning(message)
-
-    def _adversarial_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        parts = {name: values.astype("float64") for name, values in cast(dict, prediction.predictions).items()}
-        if "error" in parts:
-            # Not a number for images without a label; that of any other part must show.
-            known = parts.pop("error")
-            known = known[known == known]
-            parts |= {"error": known} if len(known) else {}
-        metrics = {name: float(values.mean()) for name, values in parts.items()}
-        if "real_loss" in metrics:
-            metrics["discriminator_loss"] = (metrics["real_loss"] + metrics["fake_loss"]) / 2
-        return metrics
 
 
 def decoded_spread(outputs: AAEOutput) -> Tensor:
@@ -173,8 +193,8 @@ def decoded_spread(outputs: AAEOutput) -> Tensor:
     return torch.ones((), device=decoded.device) if len(decoded) == 1 else decoded.std(0).mean()
 
 
-class _GradientNorms(TrainerCallback):
-    """Records the norm of the gradient of each player before a step that will be logged."""
+class _AdversarialEvents(TrainerCallback):
+    """Records the norm of the gradient of each player before a step that will be logged, and names clusters at last."""
 
     def __init__(self, trainer: AdversarialTrainer):
         self.trainer = trainer
@@ -185,3 +205,6 @@ class _GradientNorms(TrainerCallback):
                 gradients = [player.grad for player in self.trainer.players(discriminators) if player.grad is not None]
                 if gradients:
                     self.trainer.record(**{f"{name}_grad_norm": torch.nn.utils.get_total_norm(gradients)})
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.trainer.name_clusters()

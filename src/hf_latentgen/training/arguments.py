@@ -1,9 +1,13 @@
 """Training arguments shared by every family."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Union, get_args, get_origin, get_type_hints
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import HubStrategy
 
 
@@ -54,18 +58,42 @@ class LatentTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        self._check_types()
         if self.kl_warmup_steps < 0:
             raise ValueError(f"kl_warmup_steps must be at least 0, got {self.kl_warmup_steps}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), 0 meaning no averaging, got {self.ema_decay}")
+        if not isinstance(self.sample_epochs, list):
+            raise ValueError(f"sample_epochs must be a list of epochs, got {self.sample_epochs!r}")
         if any(epoch < 0 for epoch in self.sample_epochs):
             raise ValueError(f"sample_epochs must be at least 0, got {self.sample_epochs}")
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor must be 0: these losses take no smoothed labels, "
+                f"got {self.label_smoothing_factor}"
+            )
         super().__post_init__()
+        installed = get_available_reporting_integrations()
+        if missing := [name for name in self.report_to or [] if name not in installed]:
+            allowed = ", ".join(["none", *installed])
+            raise ValueError(f"report_to must be among {allowed}, which are installed, got {', '.join(missing)}")
         if self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
             raise ValueError(
                 f"hub_strategy must be 'end' or 'every_save', because whole checkpoints hold pickles, which are never "
                 f"published, got {str(HubStrategy(self.hub_strategy).value)!r}"
             )
+
+    def _check_types(self) -> None:
+        """Raises `ValueError` unless each field that takes only numbers or truth values has one."""
+        hints = get_type_hints(type(self))
+        for name in (declared.name for declared in fields(self)):
+            hint, value = hints[name], getattr(self, name)
+            kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+            is_number = isinstance(value, Real if float in kinds else Integral) and not isinstance(value, bool)
+            is_valid = {bool: isinstance(value, bool), NoneType: value is None, int: is_number, float: is_number}
+            if is_valid.keys() >= set(kinds) and not any(is_valid[kind] for kind in kinds):
+                allowed = " or ".join(kind.__name__.removesuffix("Type") for kind in kinds)
+                raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
 @dataclass
@@ -90,6 +118,7 @@ class AdversarialTrainingArguments(LatentTrainingArguments):
     )
 
     def __post_init__(self):
+        self._check_types()
         rate = self.discriminator_learning_rate
         if rate is not None and rate < 0:
             raise ValueError(f"discriminator_learning_rate must be at least 0, or None, got {rate}")

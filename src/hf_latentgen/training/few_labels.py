@@ -1,12 +1,15 @@
 """Training images of which only a few have labels."""
 
+from collections.abc import Sequence
+
 import torch
 
 from hf_latentgen.data import LevelsDataset
+from hf_latentgen.data.batches import GatheredDataset
 from hf_latentgen.models.modeling_aae import UNLABELLED
 
 
-class FewLabelsDataset(torch.utils.data.Dataset):
+class FewLabelsDataset(GatheredDataset):
     """Images whose labels are forgotten but for `num_labelled`, equally many of each class.
 
     Each image of a batch brings a labelled one along, until `labelled_per_batch` of them follow the batch: without
@@ -48,7 +51,7 @@ class FewLabelsDataset(torch.utils.data.Dataset):
         """`pixel_values`: uint8 levels [C, H, W]; `labels`: -100."""
         return {"pixel_values": self.levels[index], "labels": torch.tensor(UNLABELLED)}
 
-    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+    def gather(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """`pixel_values`: uint8 levels [B + L, C, H, W]; `labels`: int64 [B + L], -100 for the first B."""
         rows = torch.as_tensor(indices)
         companions = self.labelled[rows[: self.labelled_per_batch] % len(self.labelled)]

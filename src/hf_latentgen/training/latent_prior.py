@@ -1,18 +1,18 @@
 """The trainer of a latent diffusion prior: a denoiser of the latents that a trained autoencoder gives to images."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler
 from huggingface_hub import CommitInfo
 from torch import Tensor
-from transformers import EvalPrediction
 
 from hf_latentgen.data import LevelsDataset
+from hf_latentgen.data.batches import GatheredDataset
 from hf_latentgen.evaluation.latents import posterior_moments
 from hf_latentgen.hub.pipelines import LatentGenPipeline
 from hf_latentgen.models.distributions import standard_normal
@@ -20,10 +20,11 @@ from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.models.modeling_latent_denoiser import LatentDenoiser
 from hf_latentgen.models.modeling_latentgen import LatentGenModel
 from hf_latentgen.training.arguments import LatentTrainingArguments
+from hf_latentgen.training.callbacks import without_bars
 from hf_latentgen.training.trainer import LatentTrainer
 
 
-class LatentsDataset(torch.utils.data.Dataset):
+class LatentsDataset(GatheredDataset):
     """Mean and standard deviation of the posterior of each image, held in memory. Shape: both [N, L]."""
 
     def __init__(self, means: Tensor, stds: Tensor):
@@ -33,13 +34,10 @@ class LatentsDataset(torch.utils.data.Dataset):
         """Number of images."""
         return len(self.means)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """`mean` and `std` of one posterior, [L]."""
-        return {"mean": self.means[index], "std": self.stds[index]}
-
-    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+    def gather(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """`mean` and `std` of several posteriors, [B, L]."""
-        return {"mean": self.means[indices], "std": self.stds[indices]}
+        rows = torch.as_tensor(indices)
+        return {"mean": self.means[rows], "std": self.stds[rows]}
 
 
 class PriorTrainer(LatentTrainer):
@@ -47,7 +45,7 @@ class PriorTrainer(LatentTrainer):
 
     The loss is the mean squared error of the velocity, over latents and over steps drawn at random. `save_model` writes
     a [`LatentGenPipeline`] of the autoencoder, the denoiser and a DDIM scheduler, checkpoints hold the denoiser alone.
-    Logged for an evaluation: `eval_velocity_mse`.
+    Logged beside `loss`: `velocity_mse`, for an evaluation with the prefix `eval_`.
 
     Args, besides those of [`LatentTrainer`]:
         autoencoder: the model whose latents are learned.
@@ -57,33 +55,44 @@ class PriorTrainer(LatentTrainer):
 
     model: LatentDenoiser
 
-    def __init__(self, model: LatentDenoiser, args: LatentTrainingArguments, autoencoder: LatentGenModel, **kwargs):
-        if args.sample_epochs:
-            raise ValueError(f"sample_epochs must be empty for a latent prior, got {args.sample_epochs}")
-        if args.metric_for_best_model == "bits_per_dim":
-            args.metric_for_best_model = "velocity_mse"
-        super().__init__(
-            model,  # pyright: ignore[reportArgumentType]
-            args,
-            compute_metrics=self._velocity_metrics,
-            **kwargs,
-        )
+    score = "velocity_mse"
+    without_pictures = "a latent prior"
+
+    def __init__(
+        self,
+        model: LatentDenoiser | None = None,
+        args: LatentTrainingArguments | None = None,
+        *,
+        autoencoder: LatentGenModel,
+        **kwargs,
+    ):
         self.autoencoder = autoencoder
+        super().__init__(model, args, **kwargs)  # pyright: ignore[reportArgumentType]
+        # What `remove_unused_columns` keeps: the trainer, not the denoiser, reads a batch.
+        self._signature_columns = ["mean", "std"]
         self.scheduler = DDPMScheduler(
             beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False
         )
 
+    @property
+    def drawing_model(self) -> LatentGenModel:
+        """The autoencoder, which reads what the processor gives."""
+        return self.autoencoder
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The mean squared error of the velocity, and that of each image [B] when asked for. Scalar."""
         errors = self._errors(model, inputs, None)
+        self.record(velocity_mse=errors.mean())
         return (errors.mean(), errors) if return_outputs else errors.mean()
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """The loss, the error of each image [B], and no labels, for one batch of an evaluation."""
-        with torch.no_grad(), self.compute_loss_context_manager():
-            errors = self._errors(model, self._prepare_inputs(inputs), self._evaluation_generator)
-        # Empty labels rather than none: without any, the metrics would not be computed.
-        return errors.mean(), errors, ()
+    def evaluate_batch(self, model, inputs):
+        """The loss, and the error of each image, for one batch of an evaluation."""
+        errors = self._errors(model, inputs, self._evaluation_generator)
+        return errors.mean(), errors
+
+    def metrics(self, parts) -> dict[str, float]:
+        """The mean error of the velocity."""
+        return {self.score: float(parts.astype("float64").mean())}
 
     def pipeline(self) -> LatentGenPipeline:
         """The pipeline of the autoencoder, the denoiser and the scheduler that samples with few steps."""
@@ -109,7 +118,7 @@ class PriorTrainer(LatentTrainer):
             self.push_to_hub()
 
     def _save_pipeline(self, folder: str) -> None:
-        with self.evaluated_weights():
+        with self.evaluated_weights(), without_bars():
             self.pipeline().save_pretrained(folder)
 
     def _publish(self, folder: Path, *args, **kwargs) -> CommitInfo:
@@ -130,9 +139,6 @@ class PriorTrainer(LatentTrainer):
         noisy = self.scheduler.add_noise(latents, noise, steps)  # pyright: ignore[reportArgumentType]
         velocity = self.scheduler.get_velocity(latents, noise, steps)  # pyright: ignore[reportArgumentType]
         return F.mse_loss(model(noisy, steps).sample.float(), velocity, reduction="none").mean(1)
-
-    def _velocity_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        return {"velocity_mse": float(cast(np.ndarray, prediction.predictions).astype("float64").mean())}
 
 
 def make_denoiser(autoencoder: LatentGenModel, train: LevelsDataset, validation: LevelsDataset, **fields: int) -> dict:

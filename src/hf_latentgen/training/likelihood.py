@@ -4,10 +4,9 @@ import math
 
 import torch
 from torch import nn
-from transformers import EvalPrediction, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hf_latentgen.evaluation.text import count_bytes, token_nats
-from hf_latentgen.training.arguments import LatentTrainingArguments
 from hf_latentgen.training.trainer import LatentTrainer
 
 
@@ -19,18 +18,14 @@ class LikelihoodTrainer(LatentTrainer):
     texts by [`text_scores`] are better than these.
     """
 
-    def __init__(self, model: PreTrainedModel, args: LatentTrainingArguments, **kwargs):
-        self._reads_text = model.main_input_name == "input_ids"
-        if self._reads_text and args.sample_epochs:
-            raise ValueError(f"sample_epochs must be empty for a model of texts, got {args.sample_epochs}")
-        if args.metric_for_best_model == "bits_per_dim":
-            args.metric_for_best_model = self.score
-        super().__init__(model, args, compute_metrics=self._likelihood_metrics, **kwargs)
+    _reads_text = False
 
-    @property
-    def score(self) -> str:
-        """Name of the score: nats over ln 2 and the number of dimensions, or of bytes."""
-        return "bits_per_byte" if self._reads_text else "bits_per_dim"
+    def set_up(self, model: PreTrainedModel) -> None:
+        """Prepares a model that will be trained; what it reads decides on the score."""
+        super().set_up(model)
+        self._reads_text = model.main_input_name == "input_ids"
+        if self._reads_text:
+            self.score, self.without_pictures = "bits_per_byte", "a model of texts"
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the weights that decay: not the learned spans, which have a price of their own."""
@@ -39,17 +34,23 @@ class LikelihoodTrainer(LatentTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The objective, in bits per dimension or nats per id, and the model's output when asked for. Scalar."""
         outputs = self._outputs(model, inputs)
-        nats, sizes = self._nats_and_sizes(outputs, inputs)
-        self.record(**{self.score: nats.sum() / sizes.sum() / math.log(2)})
+        nats, sizes = (part.sum() for part in self._nats_and_sizes(outputs, inputs))
+        self.record(weight=sizes, **{self.score: nats / sizes / math.log(2)})
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """The loss, nats and dimensions or bytes of each example [B], and no labels, for one batch of an evaluation."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = self._outputs(model, inputs)
-        # Empty labels rather than none: without any, the metrics would not be computed.
-        return outputs.loss, self._nats_and_sizes(outputs, inputs), ()
+    def num_terms(self, inputs: dict[str, torch.Tensor]) -> int | torch.Tensor:
+        """The number of terms of which the loss of a batch is the mean: its images, or the ids that are predicted."""
+        return (inputs["labels"][:, 1:] != -100).sum() if self._reads_text else super().num_terms(inputs)
+
+    def evaluate_batch(self, model, inputs):
+        """The loss, and nats and dimensions or bytes of each example, for one batch of an evaluation."""
+        outputs = self._outputs(model, inputs)
+        return outputs.loss, self._nats_and_sizes(outputs, inputs)
+
+    def metrics(self, parts) -> dict[str, float]:
+        """The score: all nats over ln 2 and all dimensions or bytes."""
+        nats, sizes = (part.astype("float64").sum() for part in parts)
+        return {self.score: nats / sizes / math.log(2)}
 
     def _outputs(self, model, inputs):
         # Packed documents are kept apart only without a cache.
@@ -62,7 +63,3 @@ class LikelihoodTrainer(LatentTrainer):
                 return token_nats(outputs.logits, inputs["labels"]).sum(1), count_bytes(inputs["labels"])
         nats = outputs.negative_log_likelihood.detach()
         return nats, torch.full_like(nats, self.model.config.num_dims)
-
-    def _likelihood_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        nats, sizes = (part.astype("float64").sum() for part in prediction.predictions)
-        return {self.score: nats / sizes / math.log(2)}

@@ -1,40 +1,49 @@
-"""Trainers: what every family shares, and the one that optimises an evidence lower bound."""
+"""What the trainers of all families share."""
 
 import contextlib
+import functools
 import inspect
-import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
 import torch
+from accelerate.data_loader import DataLoaderShard
+from accelerate.utils import find_batch_size, recursively_apply
 from diffusers.training_utils import EMAModel
 from huggingface_hub import CommitInfo
-from safetensors.torch import load_file, load_model, save_model
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel, ProgressCallback, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import HubStrategy
-from transformers.utils import SAFE_WEIGHTS_NAME, logging
+from transformers.trainer_pt_utils import nested_concat
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy, has_length
+from transformers.utils import logging
 
 from hf_latentgen.data import collate_levels
 from hf_latentgen.hub.files import model_files
 from hf_latentgen.hub.pipelines import LatentGenPipeline
 from hf_latentgen.hub.publishing import Upload, full_repo_id, publish
 from hf_latentgen.hub.training_card import training_card
-from hf_latentgen.models.bits import nats_to_bits_per_dim
+from hf_latentgen.models.configuration_latentgen import check_processor
 from hf_latentgen.models.hub import checked_client, open_repo
+from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.training.arguments import LatentTrainingArguments
-from hf_latentgen.training.callbacks import ImageGridCallback
+from hf_latentgen.training.callbacks import ImageGridCallback, ScoreProgressCallback, TrainerEvents, without_bars
+from hf_latentgen.training.resume import (
+    TRAINING_WEIGHTS,
+    check_checkpoint_files,
+    check_resumed_settings,
+    last_good_checkpoint,
+    read_position,
+    write_settings,
+)
 
 logger = logging.get_logger(__name__)
 
 NUM_RECONSTRUCTIONS = 32
-# With averaging, `model.safetensors` of a checkpoint holds the averaged weights: they are what `from_pretrained` loads.
-# The weights that training goes on from lie beside it.
-TRAINING_WEIGHTS = "training_weights.safetensors"
 # Arguments that a pushed card tells.
 TOLD_ARGUMENTS = (
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "learning_rate", "weight_decay", "warmup_steps"),
@@ -47,75 +56,123 @@ def undisturbed_generator() -> contextlib.AbstractContextManager:
     return torch.random.fork_rng(devices=[])
 
 
-def complete_checkpoints(output_dir: Path) -> list[Path]:
-    """The checkpoints in a folder that were written to their end, the newest first.
-
-    `trainer_state.json` is the last file of a checkpoint that is written: where it is missing or cut off, so is more.
-    """
-    states = [state for state in output_dir.glob("checkpoint-*/trainer_state.json") if _is_json(state)]
-    return sorted((state.parent for state in states), key=lambda folder: int(folder.name.split("-")[1]), reverse=True)
-
-
-def last_good_checkpoint(output_dir: Path) -> Path | None:
-    """The newest complete checkpoint whose weights are all finite, or None."""
-    for folder in complete_checkpoints(output_dir):
-        if all(weight.isfinite().all() for weight in load_file(folder / SAFE_WEIGHTS_NAME).values()):
-            return folder
-    return None
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text())
-    except ValueError:
-        return False
-    return True
+def collate_known(collator: Callable, names: list[str], batch: dict | list[dict]) -> dict[str, Tensor]:
+    """What a collator makes of the named columns of a batch, gathered at once or a list of examples."""
+    if isinstance(batch, dict):
+        return collator({name: values for name, values in batch.items() if name in names})
+    return collator([{name: value for name, value in example.items() if name in names} for example in batch])
 
 
 class LatentTrainer(Trainer):
     """`transformers.Trainer` with averaged weights, parts of the loss in the logs, and a stop at the first NaN.
 
-    A subclass defines `compute_loss`, in which it calls `record` with the parts of the loss, `prediction_step` and the
-    metrics computed from its results.
+    A subclass defines `compute_loss`, in which it calls `record` with the parts of the loss, `evaluate_batch`, and
+    `metrics` of what that returned for all batches. Its `score` is the metric that is shown, and lowest for the best
+    checkpoint.
 
     Every log while training has `elapsed_seconds`: the wall time of training so far, resumed runs included.
+
+    Resuming is exact: settings that differ from those of the checkpoint are refused, see `resume.py`. A stream must
+    give the same examples whenever it is read with the same epoch set, as those of [`load_images`] do. Of each pass
+    over a stream, batches that are too few for a step of accumulated gradients are left out.
+
+    Args:
+        model: what is trained; None with `model_init`.
+        args: training arguments, of the class that `arguments_class` names.
+        kwargs: as of `transformers.Trainer`, but for `compute_metrics`.
+
+    Raises:
+        TypeError: `args` is of another class.
+        ValueError: arguments that do not fit the model, the data or the devices.
     """
 
     args: LatentTrainingArguments
     model: PreTrainedModel
+    arguments_class: type[LatentTrainingArguments] = LatentTrainingArguments
+    score: str = "bits_per_dim"
+    # What it trains, where no pictures can be drawn of it.
+    without_pictures: str | None = None
 
-    def __init__(self, model: PreTrainedModel, args: LatentTrainingArguments, **kwargs):
+    def __init__(self, model: PreTrainedModel | None = None, args: LatentTrainingArguments | None = None, **kwargs):
+        if not isinstance(args, self.arguments_class):
+            raise TypeError(f"args must be {self.arguments_class.__name__}, got {type(args).__name__}")
         kwargs.setdefault("data_collator", collate_levels)
-        super().__init__(model, args, **kwargs)
-        if args.channels_last:
-            nn.Module.to(self.model, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        super().__init__(model, args, compute_metrics=self._all_metrics, **kwargs)
+        if model is not None:
+            self.set_up(model)
+        if isinstance(self.processing_class, LevelsImageProcessor):
+            check_processor(self.drawing_model.config, self.processing_class)
+        # Losses are means over the examples of a batch, whatever else a model could do.
+        self.model_accepts_loss_kwargs = False
+        if args.metric_for_best_model == "bits_per_dim":
+            args.metric_for_best_model = self.score
         if args.ema_decay and self.is_fsdp_enabled:
             raise ValueError(f"ema_decay must be 0 under FSDP, whose weights are sharded, got {args.ema_decay}")
-        self._ema = EMAModel(self.model.parameters(), decay=args.ema_decay, foreach=True) if args.ema_decay else None
+        self._average: EMAModel | None = None
+        self._holds_average = False
+        # What the loss of each batch of the next step is divided by, and the share in it of the current batch.
+        self._divisors: list = []
+        self._share: float | Tensor = 1.0
+        # Passes over a stream that have ended, and batches of the next.
+        self._is_stream = False
+        self._position = (0, 0)
         self._parts: dict[str, list[Tensor]] = defaultdict(list)
         self._evaluation_generator: torch.Generator | None = None
         self._elapsed_before = 0.0
         self._started = time.monotonic()
-        self.add_callback(_TrainerEvents(self))
-        if args.sample_epochs and self.is_fsdp_enabled:
+        self.add_callback(TrainerEvents(self))
+        # In a notebook there is another one, with a table.
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(ScoreProgressCallback(self.score))
+        if args.sample_epochs:
+            self._draw_pictures(args.sample_epochs)
+
+    @property
+    def drawing_model(self) -> PreTrainedModel:
+        """The model that reads what the processor gives."""
+        return self.model
+
+    def set_up(self, model: PreTrainedModel) -> None:
+        """Prepares a model that will be trained: the given one, or each that `model_init` makes."""
+        if self.args.channels_last:
+            nn.Module.to(model, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def call_model_init(self, trial=None) -> PreTrainedModel:
+        """A new model, prepared for training. Arguments and errors as in `transformers.Trainer`."""
+        model = cast(PreTrainedModel, super().call_model_init(trial))
+        self.set_up(model)
+        return model
+
+    def _draw_pictures(self, epochs: list[int]) -> None:
+        if self.without_pictures:
+            raise ValueError(f"sample_epochs must be empty for {self.without_pictures}, got {epochs}")
+        if self.is_fsdp_enabled:
             # One process draws them, and would wait for the weights of the others for ever.
-            raise ValueError(
-                f"sample_epochs must be empty under FSDP, whose weights are sharded, got {args.sample_epochs}"
-            )
-        if args.sample_epochs and self.eval_dataset is not None:
+            raise ValueError(f"sample_epochs must be empty under FSDP, whose weights are sharded, got {epochs}")
+        if self.eval_dataset is not None:
+            name = next(iter(self.eval_dataset)) if isinstance(self.eval_dataset, dict) else None
             with undisturbed_generator():
-                images = next(iter(self.get_eval_dataloader()))["pixel_values"][:NUM_RECONSTRUCTIONS]
-            self.add_callback(ImageGridCallback(args.sample_epochs, images, self.evaluated_weights))
+                images = next(iter(self.get_eval_dataloader(name)))["pixel_values"][:NUM_RECONSTRUCTIONS]
+            self.add_callback(ImageGridCallback(epochs, images, self.evaluated_weights))
 
     @property
     def elapsed_seconds(self) -> float:
         """Wall time spent training so far, in seconds, resumed runs included."""
         return round(self._elapsed_before + time.monotonic() - self._started, 1)
 
-    def record(self, **parts: Tensor) -> None:
-        """Adds detached scalars, which the next training log shows as their mean."""
+    def num_terms(self, inputs: dict[str, Tensor]) -> int | Tensor:
+        """The number of terms of which the loss of a batch is the mean: its examples."""
+        return cast(int, find_batch_size(inputs))
+
+    def record(self, weight: Tensor | float | None = None, **parts: Tensor) -> None:
+        """Adds detached scalars, which the next training log shows as their weighted mean.
+
+        The weight is by default the share of a batch in its step, so that each step counts as much as another.
+        """
+        weight = self._share if weight is None else weight
         for name, value in parts.items():
-            self._parts[name].append(value.detach())
+            value = value.detach().float()
+            self._parts[name].append(torch.stack([value * weight, torch.ones_like(value) * weight]))
 
     @property
     def trained(self) -> PreTrainedModel | LatentGenPipeline:
@@ -124,17 +181,60 @@ class LatentTrainer(Trainer):
 
     @contextlib.contextmanager
     def evaluated_weights(self) -> Iterator[None]:
-        """Context in which the model holds the weights that are evaluated and saved: averaged ones where there are."""
-        if self._ema is None:
+        """Context in which the model holds the weights that are evaluated and saved: averaged ones where there are.
+
+        It may be entered again within itself.
+        """
+        if self._average is None or self._holds_average:
             yield
             return
         parameters = list(self.model.parameters())
-        self._ema.store(parameters)
-        self._ema.copy_to(parameters)
+        self._average.store(parameters)
+        self._average.copy_to(parameters)
+        self._holds_average = True
         try:
             yield
         finally:
-            self._ema.restore(parameters)
+            self._holds_average = False
+            self._average.restore(parameters)
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        """Batches of training data.
+
+        Raises:
+            ValueError: `dataloader_drop_last` leaves none.
+        """
+        loader = super().get_train_dataloader()
+        self._is_stream = not has_length(loader)
+        if not self._is_stream and len(loader) == 0:
+            raise ValueError(
+                f"per_device_train_batch_size must be at most {self.num_examples(loader)}, the number of training "
+                f"examples, with dataloader_drop_last, got {self.args.per_device_train_batch_size}"
+            )
+        if self.args.dataloader_persistent_workers:
+            # Workers draw a seed when they start: in the first epoch, or in the first after resuming. The noise that
+            # is trained with must not depend on when.
+            cast(DataLoaderShard, loader).base_dataloader.generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
+
+    def _get_collator_with_removed_columns(self, data_collator, description=None) -> Callable:
+        if not self.args.remove_unused_columns:
+            return data_collator
+        self._set_signature_columns_if_needed()
+        return functools.partial(collate_known, data_collator, cast(list, self._signature_columns))
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The batches of one step, none when a stream has too few of them left. Arguments as in transformers."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._is_stream:
+            passes, done = self._position
+            is_over = len(batches) < num_batches
+            # Asked again after the end of a pass, a stream has nothing to give.
+            self._position = (passes + (done > 0), 0) if is_over else (passes, done + len(batches))
+            batches = [] if is_over else batches
+        sizes = [self.num_terms(batch) for batch in batches] if len(batches) > 1 else [1] * len(batches)
+        self._divisors = [sum(sizes) / size for size in sizes]
+        return batches, num_items
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
         """The loss of one batch, its gradients added.
@@ -142,6 +242,9 @@ class LatentTrainer(Trainer):
         Raises:
             FloatingPointError: the loss is not finite; names the step and the last good checkpoint.
         """
+        # An incomplete batch of a step counts by its examples.
+        self.current_gradient_accumulation_steps = self._divisors.pop(0) if self._divisors else 1.0
+        self._share = 1 / self.current_gradient_accumulation_steps
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             checkpoint = last_good_checkpoint(Path(str(self.args.output_dir)))
@@ -151,27 +254,70 @@ class LatentTrainer(Trainer):
             )
         return loss
 
-    def evaluation_loop(self, *args, **kwargs):
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ) -> EvalLoopOutput:
         """Evaluates the averaged weights where there are, with a generator seeded anew each time."""
         self._evaluation_generator = torch.Generator().manual_seed(self.args.seed + self.args.process_index)
         with undisturbed_generator(), self.evaluated_weights():
-            return super().evaluation_loop(*args, **kwargs)
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        # The table in a notebook takes the last name that ends so for that of the loss.
+        loss = f"{metric_key_prefix}_loss"
+        cast(dict, output.metrics)[loss] = cast(dict, output.metrics).pop(loss)
+        return output
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The loss, what `evaluate_batch` returned, and no labels, for one batch of an evaluation.
+
+        Examples that fill up the last batch of a process are left out of the loss. In the other results their place is
+        kept, because processes gather equally many; transformers drops them then.
+        """
+        inputs = self._prepare_inputs(inputs)
+        size = cast(int, find_batch_size(inputs))
+        state, num_kept = self.accelerator.gradient_state, size
+        if state.end_of_dataloader and state.remainder > 0:
+            # A process without any evaluates all: its loss has no weight.
+            num_kept = min(size, max(0, state.remainder - self.args.process_index * size)) or size
+        if num_kept < size:
+            inputs = {name: values[:num_kept] for name, values in inputs.items()}
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, parts = self.evaluate_batch(model, inputs)
+        filled = recursively_apply(lambda part: nn.functional.pad(part, (0, size - num_kept)), parts)
+        # Empty labels rather than none: without any, the metrics would not be computed.
+        return loss, filled, ()
+
+    def evaluate_batch(self, model, inputs: dict[str, Tensor]) -> tuple[Tensor, dict | tuple | Tensor]:
+        """The loss of a batch of an evaluation, and numbers for each of its examples, each [B]."""
+        raise NotImplementedError
+
+    def metrics(self, parts) -> dict[str, float]:
+        """The metrics of an evaluation, from what `evaluate_batch` returned for all examples, as arrays."""
+        raise NotImplementedError
+
+    def _all_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        parts = prediction.predictions
+        # A list of batches where they are not to be concatenated.
+        return self.metrics(functools.reduce(nested_concat, parts) if isinstance(parts, list) else parts)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs the recorded parts, averaged over steps and processes, and the elapsed time."""
         if "loss" in logs and self._parts:
             names = sorted(self._parts)
-            means = torch.stack([torch.stack(self._parts[name]).float().mean() for name in names])
-            means = cast(Tensor, self.accelerator.gather(means.to(self.args.device).unsqueeze(0))).mean(0)
-            logs |= dict(zip(names, means.tolist(), strict=True))
+            # Of each part, the weighted sum and the sum of the weights.
+            sums = torch.stack([torch.stack(self._parts[name]).sum(0) for name in names])
+            sums = cast(Tensor, self.accelerator.gather(sums.to(self.args.device).unsqueeze(0))).sum(0)
+            logs |= dict(zip(names, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
             self._parts.clear()
-        if self.is_in_train:
-            logs["elapsed_seconds"] = self.elapsed_seconds
         super().log(logs, start_time)
+        if self.is_in_train:
+            # Not in `logs`, from which the table in a notebook takes its columns.
+            self.state.log_history[-1]["elapsed_seconds"] = self.elapsed_seconds
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model that is evaluated, its config and processor; a checkpoint also keeps what is trained."""
-        with self.evaluated_weights():
+        with self.evaluated_weights(), without_bars():
             super().save_model(output_dir, _internal_call)
         if not self.args.should_save:
             return
@@ -179,8 +325,10 @@ class LatentTrainer(Trainer):
         # A pickle that nothing reads: run.json records the arguments.
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         # Only a checkpoint names its folder and is saved by the trainer itself.
-        if self._ema is not None and _internal_call and output_dir is not None:
-            save_model(self.model, str(folder / TRAINING_WEIGHTS))
+        if _internal_call and output_dir is not None:
+            write_settings(folder, self.args, self._position if self._is_stream else None)
+            if self._average is not None:
+                save_model(self.model, str(folder / TRAINING_WEIGHTS))
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """None; the repository is there then. Arguments as in `transformers.Trainer`, errors as in `push_to_hub`."""
@@ -246,92 +394,28 @@ class LatentTrainer(Trainer):
         return publish(upload, private, revision or args.hub_revision, token=token, message=message)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        checkpoint = Path(resume_from_checkpoint)
+        check_resumed_settings(self.args, checkpoint)
+        if not self.is_fsdp_enabled:
+            check_checkpoint_files(checkpoint, bool(self.args.ema_decay))
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self._ema is None:
-            return
-        weights = Path(resume_from_checkpoint, TRAINING_WEIGHTS)
-        if not weights.is_file():
-            raise ValueError(
-                f"ema_decay is {self.args.ema_decay}, but {resume_from_checkpoint} has no {TRAINING_WEIGHTS}"
-            )
-        self._copy_average_from_model(self._ema)
-        load_model(self.model, weights)
+        if self.args.ema_decay:
+            self._average = self._new_average()
+            load_model(self.model, checkpoint / TRAINING_WEIGHTS)
+
+    def _init_training_state(self, *arguments) -> tuple[int, int]:
+        place, checkpoint = super()._init_training_state(*arguments), arguments[3]
+        is_resumed = checkpoint is not None and not self.args.ignore_data_skip
+        position = read_position(Path(checkpoint), self._is_stream) if is_resumed else None
+        # To transformers a stream is one epoch without an end, whatever passes were made over it.
+        self._position = position or (0, 0)
+        return position or place
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        if self._ema is not None:
-            self._copy_average_from_model(self._ema)
+        if self._average is not None:
+            self._average = self._new_average()
 
-    def _copy_average_from_model(self, ema: EMAModel) -> None:
-        """Makes the averaged weights those that the model holds, which were loaded from a `model.safetensors`."""
-        for average, parameter in zip(ema.shadow_params, self.model.parameters(), strict=True):
-            average.copy_(parameter.detach())
-
-
-class _TrainerEvents(TrainerCallback):
-    """The moments of the training loop at which a [`LatentTrainer`] acts."""
-
-    def __init__(self, trainer: LatentTrainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        trainer = self.trainer
-        trainer._started = time.monotonic()
-        trainer._elapsed_before = max((entry.get("elapsed_seconds", 0.0) for entry in state.log_history), default=0.0)
-        if trainer._ema is not None:
-            trainer._ema.to(args.device)
-            trainer._ema.optimization_step = state.global_step
-        if args.world_size > 1:
-            # All processes start from one seed; without this they would draw the same posterior noise.
-            torch.manual_seed(args.seed + args.process_index)
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        if self.trainer._ema is not None:
-            self.trainer._ema.step(self.trainer.model.parameters())
-        if args.world_size > 1:
-            # Running statistics follow the images of a process; those of the first are evaluated and saved.
-            for buffer in self.trainer.model.buffers():
-                torch.distributed.broadcast(buffer, 0)
-
-
-class ELBOTrainer(LatentTrainer):
-    """Trains a model whose output has a `distortion` and a `rate` per image by its evidence lower bound.
-
-    The weight of the rate grows linearly over `kl_warmup_steps`. Evaluation always takes posterior samples from a
-    seeded generator and the full weight. Logged beside `loss`: `distortion` and `rate` in nats, `bits_per_dim` (both
-    parts with weight 1: the negative ELBO) and `beta`, for train, and with the prefix `eval_` for evaluation.
-    """
-
-    def __init__(self, model: PreTrainedModel, args: LatentTrainingArguments, **kwargs):
-        super().__init__(model, args, compute_metrics=self._evidence_metrics, **kwargs)
-        self._config = model.config
-
-    @property
-    def beta(self) -> float:
-        """The weight of the rate at the current step."""
-        warmup = self.args.kl_warmup_steps
-        share = min(1.0, (self.state.global_step + 1) / warmup) if warmup else 1.0
-        return share * self._config.beta
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The objective in bits per dimension, and the model's output when asked for. Scalar."""
-        # A tensor, because a compiled model would be compiled anew for each value of a number.
-        beta = torch.tensor(self.beta, device=self.args.device)
-        outputs = model(**inputs, beta=beta, sample_posterior=True)
-        distortion, rate = outputs.distortion.mean(), outputs.rate.mean()
-        bits_per_dim = nats_to_bits_per_dim(distortion + rate, self._config.num_dims)
-        self.record(distortion=distortion, rate=rate, bits_per_dim=bits_per_dim, beta=beta)
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """The loss, distortion and rate [B] in nats, and no labels, for one batch of an evaluation."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = model(**inputs, sample_posterior=True, generator=self._evaluation_generator)
-        # Empty labels rather than none: without any, the metrics would not be computed.
-        return outputs.loss, (outputs.distortion, outputs.rate), ()
-
-    def _evidence_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        distortion, rate = (part.astype("float64").mean() for part in prediction.predictions)
-        bits_per_dim = nats_to_bits_per_dim(distortion + rate, self._config.num_dims)
-        return {"distortion": distortion, "rate": rate, "bits_per_dim": bits_per_dim, "beta": self._config.beta}
+    def _new_average(self) -> EMAModel:
+        """An average that starts from the weights that the model holds."""
+        return EMAModel(self.model.parameters(), decay=self.args.ema_decay, foreach=True)
