@@ -20,7 +20,8 @@ import hf_latentgen
 
 PACKAGE = "src/hf_latentgen"
 MAX_FILE_LINES = 450
-MAX_PACKAGE_LINES = 12_700
+# Of code: docstrings, comments and blank lines are free.
+MAX_PACKAGE_LINES = 10_000
 MAX_SCRIPT_LINES = 120
 MAX_FILE_BYTES = 3 * 2**20
 # So that everybody can score every row again, and a clone stays small.
@@ -41,8 +42,21 @@ def python_files(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in sorted(folder.rglob("*.py"))}
 
 
+def code_lines(text: str) -> int:
+    """Number of lines that hold code."""
+    lines: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if isinstance(node, ast.stmt) and not is_docstring:
+            # A compound statement ends with its last child, which is counted on its own.
+            last = node.body[0].lineno - 1 if getattr(node, "body", None) else node.end_lineno
+            lines |= set(range(node.lineno, last + 1))
+    written = text.splitlines()
+    return sum(1 for number in lines if written[number - 1].strip() and not written[number - 1].strip().startswith("#"))
+
+
 def size_violations(package: dict[str, str], scripts: dict[str, str]) -> list[str]:
-    violations, total = [], sum(len(text.splitlines()) for text in package.values())
+    violations, total = [], sum(map(code_lines, package.values()))
     for files, most in ((package, MAX_FILE_LINES), (scripts, MAX_SCRIPT_LINES)):
         counts = {name: len(text.splitlines()) for name, text in files.items()}
         violations += [f"{name}: {count} lines, at most {most}" for name, count in counts.items() if count > most]
@@ -124,11 +138,12 @@ def test_sizes(repository):
 
 
 def test_size_checker_refuses():
-    most = MAX_PACKAGE_LINES // MAX_FILE_LINES
-    package = {f"{number}.py": "\n" * MAX_FILE_LINES for number in range(most)}
-    scripts = {"short.py": "\n" * MAX_SCRIPT_LINES}
+    most, line = MAX_PACKAGE_LINES // MAX_FILE_LINES, "x = 1\n"
+    package = {f"{number}.py": line * MAX_FILE_LINES for number in range(most)}
+    package["described.py"] = '"""Told."""\n\n# Why.\ndef f():\n    """Returns\n    1."""\n    return 1\n' * 60
+    scripts = {"short.py": line * MAX_SCRIPT_LINES}
     assert size_violations(package, scripts) == []
-    package["long.py"], scripts["longer.py"] = "\n" * (MAX_FILE_LINES + 1), "\n" * (MAX_SCRIPT_LINES + 1)
+    package["long.py"], scripts["longer.py"] = line * (MAX_FILE_LINES + 1), line * (MAX_SCRIPT_LINES + 1)
     found = [violation.split(":")[0] for violation in size_violations(package, scripts)]
     assert found == ["long.py", "longer.py", "src"]
 
