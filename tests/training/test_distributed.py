@@ -12,7 +12,7 @@ from hf_latentgen.models import distributions
 from training_common import launch_two_processes
 
 # Three interpreters that import torch share what cores there are.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 # Runs in every process; its arguments are the folder of the results and the batch size of a process.
 CHILD = """

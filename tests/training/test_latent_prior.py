@@ -105,7 +105,7 @@ def test_one_step_changes_every_trained_layer(make_prior):
 
 def test_latents_are_drawn_anew_from_the_posteriors(make_prior):
     trainer = make_prior()
-    batch = trainer.train_dataset.__getitems__([0, 1, 2])
+    batch = trainer.train_dataset.gather([0, 1, 2])
     assert {name: values.shape for name, values in batch.items()} == {"mean": (3, 3), "std": (3, 3)}
     assert torch.equal(trainer.train_dataset[1]["std"], batch["std"][1])
     first, second = (trainer.compute_loss(trainer.model, batch) for _ in range(2))
