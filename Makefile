@@ -10,28 +10,30 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint cards benchmark
+.PHONY: help demo test test-all lint cards docs verify benchmark
 
 help:
 	@echo "make demo       train a small VAE on real digits and show it: runs/demo/"
 	@echo "make test       run the tests but the slow ones (no network; ARGS=\"-k vae\" is passed to pytest)"
 	@echo "make test-all   run all tests, those that start processes and train for long too"
 	@echo "make lint       ruff check, ruff format --check, lint-imports, pyright"
-	@echo "make cards      render model_cards/ and the README's table from the results.json files"
+	@echo "make cards      render model_cards/, docs/results.md and the README's table from the results.json files"
+	@echo "make docs       build the site of README, docs/, cards and API in site/; a broken link fails it"
+	@echo "make verify     score the published weights again (ROWS=\"vae_digits ...\" names some)"
 	@echo "make benchmark  measure speed; prints tables, writes JSON"
 	@echo
 	@echo "Each of them first makes .venv if it is missing or older than pyproject.toml and constraints.txt."
 	@echo "Another interpreter: make test PYTHON=python3.12. Other versions: make test CONSTRAINTS=my-constraints.txt."
 	@echo "With the tests of the demo, in Chromium where there is one: make test EXTRAS=dev,browser."
 
-$(READY): pyproject.toml $(CONSTRAINTS)
+$(VENV)/.ready-%: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v < (3, 10) and sys.exit(f"python>=3.10 is needed, {sys.executable} is {v.major}.{v.minor}; name another one with make PYTHON=...")'
 	@echo "Making $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "Installing torch: the largest part, this can take some minutes"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch
 	@echo "Installing hf-latentgen and its development tools"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[$(EXTRAS)]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[$*]"
 	@touch $@
 	@echo "$(VENV) is ready"
 
@@ -53,6 +55,13 @@ lint: $(READY)
 
 cards: $(READY)
 	@$(BIN)/python scripts/cards.py
+
+docs: $(READY),docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "the site is in site/index.html"
+
+verify: $(READY)
+	@$(BIN)/hf-latentgen verify $(ROWS)
 
 benchmark: $(READY)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done

@@ -12,12 +12,7 @@ def make_checkpoint(model, folder):
             parameter.add_(0.3 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     config = model.config
-    if config.model_type == "latentgen_local_transformer":
-        ByteTokenizer().save_pretrained(folder)
-    else:
-        size = {"height": config.image_size, "width": config.image_size}
-        processor = LevelsImageProcessor(size=size, num_levels=config.num_levels, num_channels=config.num_channels)
-        processor.save_pretrained(folder)
+    (ByteTokenizer() if config.reads_text else LevelsImageProcessor.for_config(config)).save_pretrained(folder)
     return folder
 
 

@@ -1,10 +1,10 @@
 """Tiny random models of all families, and rows to publish; imported by the tests of the Hub and by their clients."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import transformers
 from PIL import Image
 from transformers import PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
@@ -22,7 +22,7 @@ from hf_latentgen import (
     VAEConfig,
     VAEModel,
 )
-from hf_latentgen.models.auto import auto_class
+from hf_latentgen.evaluation.results import Results
 
 IMAGES = {"image_size": 8, "num_levels": 16}
 AUTOENCODER = IMAGES | {"architecture": "mlp", "latent_dim": 2, "hidden_channels": (8, 8)}
@@ -60,28 +60,56 @@ def make_families() -> dict[str, Family]:
             ByteTokenizer(errors="replace") if reads_text else LevelsImageProcessor(size={"height": 8, "width": 8})
         )
         families[name] = Family(
-            model, processor, auto_class(model.config), "tinyshakespeare" if reads_text else "digits"
+            model,
+            processor,
+            getattr(transformers, model.config.auto_model),
+            "tinyshakespeare" if reads_text else "digits",
         )
     return families
+
+
+def make_results(model: PreTrainedModel, **changes: object) -> Results:
+    """The results of a small row, complete, with other values for some of them."""
+    values = {
+        "row": "small",
+        "dataset": "digits",
+        "split": "test",
+        "num_images": 300,
+        "metrics": {"bits_per_dim": 1.5},
+        "diagnostics": {},
+        "baseline": {},
+        "num_parameters": model.num_parameters(),
+        "weights_sha256": None,
+        "model": model.config.described(),
+        "autoencoder": None,
+        "sample_text": None,
+        "test_errors_of_draws": [],
+        "evaluate_command": "evaluate",
+        "evaluation": {},
+        "train_command": "train",
+        "config": "configs/small.yaml",
+        "seed": 0,
+        "train_seconds": 1.0,
+        "hardware": "cpu",
+        "git_commit": "0",
+    }
+    return Results(**(values | changes))
 
 
 def write_row(folder: Path, family: Family, max_shard_size: int | str = "50GB") -> Path:
     """A row as a training and an evaluation leave it, with more beside it than may be published."""
     family.model.save_pretrained(folder, max_shard_size=max_shard_size)
     family.processor.save_pretrained(folder)
-    results = {
-        "row": folder.name,
-        "metrics": {"bits_per_byte" if family.dataset == "tinyshakespeare" else "reconstruction_mse": 1.5},
-        "num_parameters": family.model.num_parameters(),
-        "model": family.model.config.to_dict(),
-        "dataset": family.dataset,
-        "sample_text": "To be",
-        "diagnostics": {"num_bytes": 10, "context": 4} if family.dataset == "tinyshakespeare" else {},
-    }
-    results |= {"config": f"configs/{folder.name}.yaml", "split": "test", "seed": 0, "num_images": 300, "floor": {}}
-    results |= {"reference": [], "training": {}, "history": [], "versions": {}, "hardware": "cpu", "train_seconds": 1.0}
-    results |= {"train_command": "train", "evaluate_command": "evaluate", "git_commit": "0"}
-    (folder / "results.json").write_text(json.dumps(results))
+    is_text = family.dataset == "tinyshakespeare"
+    make_results(
+        family.model,
+        row=folder.name,
+        config=f"configs/{folder.name}.yaml",
+        dataset=family.dataset,
+        metrics={"bits_per_byte" if is_text else "reconstruction_mse": 1.5},
+        sample_text="To be" if is_text else None,
+        diagnostics={"num_bytes": 10, "context": 4} if is_text else {},
+    ).write(folder)
     (folder / "images").mkdir()
     Image.new("L", (8, 8)).save(folder / "images" / "samples.png")
     (folder / "checkpoint-10").mkdir()

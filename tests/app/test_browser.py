@@ -22,6 +22,7 @@ from hf_latentgen.app.inference import ANY_CLASS
 playwright = pytest.importorskip("playwright.sync_api", reason='no playwright: pip install -e ".[browser]"')
 CHROMIUM = Path("/usr/bin/chromium")
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not there: apt-get install chromium"),
     pytest.mark.filterwarnings("default"),
     pytest.mark.timeout(600),

@@ -1,12 +1,16 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from hf_latentgen import LevelsImageProcessor
 from hf_latentgen.app import inference
 from hf_latentgen.app.checkpoints import NEEDS, default_checkpoints, load_checkpoints
+from hf_latentgen.hub import loading
+from hub_common import make_results
 
 
 @pytest.fixture(autouse=True)
@@ -63,14 +67,14 @@ def test_a_latent_prior_draws_what_its_pipeline_draws(repository):
     assert np.array_equal(np.asarray(picture), np.asarray(inference.grid(checkpoint, drawn, 2, inference.GRID_WIDTH)))
     with pytest.raises(ValueError, match="Temperature must be 1 for a latent diffusion prior"):
         next(inference.sample(checkpoint, 4, 0.5, inference.ANY_CLASS, "mean", 3))
-    assert str(row) in default_checkpoints(row.parent)
+    assert str(row) in default_checkpoints()
 
 
 def test_models_of_eight_pixels_are_shown_the_test_digits(checkpoints):
     digits = checkpoints["vae"].digits
     assert digits.levels.shape == (300, 1, 8, 8)
     assert len(np.unique(digits.labels)) == 10
-    assert "300 test images of scikit-learn's digits" in digits.source
+    assert "300 test images of scikit-learn digits" in digits.source
 
 
 @pytest.mark.parametrize("name", ["vae_mnist", "vae_other_size", "vae_colour"])
@@ -96,22 +100,25 @@ def test_models_of_mnist_are_shown_its_test_split(folders, data_root, monkeypatc
     assert np.unique(digits.labels).tolist() == list(range(10))
 
 
-@pytest.mark.parametrize(("record", "dataset"), [("results.json", "digits"), ("run.json", {"name": "digits"})])
-def test_the_records_of_a_row_name_its_data(folders, tmp_path, record, dataset):
-    folder = shutil.copytree(folders["vae_other_size"], tmp_path / "row")
-    (folder / record).write_text(json.dumps({"dataset": dataset}))
+@pytest.mark.parametrize("record", ["results.json", "run.json"])
+def test_the_records_of_a_row_name_its_data(checkpoints, folders, tmp_path, record):
+    folder = Path(shutil.copytree(folders["vae_other_size"], tmp_path / "row"))
+    if record == "results.json":
+        make_results(checkpoints["vae_other_size"].model, dataset="digits").write(folder)
+    else:
+        (folder / record).write_text(json.dumps({"row": "row", "dataset": {"name": "digits"}}))
     digits = load_checkpoints([str(folder)])["row"].digits
     assert digits.levels.shape == (300, 1, 12, 12)
 
 
 def test_scores_of_a_likelihood_are_its_bits_and_those_of_an_error_are_squares(checkpoints):
     vae, aae = checkpoints["vae"], checkpoints["aae"]
-    levels = vae.digits.levels[:5]
-    seeded = [torch.Generator().manual_seed(1) for _ in range(2)]
-    assert torch.equal(vae.score(levels, seeded[0]), vae.model.bits_per_dim(levels, seeded[1]))
+    levels = vae.digits.levels
+    expected = vae.model.bits_per_dim(levels[:100], torch.Generator().manual_seed(0))
+    assert np.allclose(vae.scores[:100], expected)
     values = aae.model.reconstruct(levels) / 7.5 - 1
     expected = (values - (levels / 7.5 - 1)).square().mean((1, 2, 3))
-    torch.testing.assert_close(aae.score(levels, seeded[0]), expected)
+    assert np.allclose(aae.scores, expected, atol=1e-6)
     assert vae.scores.shape == aae.scores.shape == (300,)
 
 
@@ -121,11 +128,32 @@ def test_two_checkpoints_of_one_name_are_refused(folders, tmp_path):
         load_checkpoints([str(folders["vae"]), str(copy)])
 
 
-def test_the_default_is_what_holds_weights(folders, tmp_path):
+def test_the_default_is_what_holds_weights(checkpoints, folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "ROWS", tmp_path)
     for name in ("vae", "bytes"):
-        shutil.copytree(folders[name], tmp_path / name)
+        folder = Path(shutil.copytree(folders[name], tmp_path / name))
+        make_results(checkpoints[name].model).write(folder)
     (tmp_path / "only_a_card").mkdir()
-    (tmp_path / "only_a_card" / "config.json").write_text("{}")
-    assert default_checkpoints(tmp_path) == [str(tmp_path / "vae"), str(tmp_path / "bytes")]
+    for name in ("config.json", "results.json"):
+        shutil.copy(tmp_path / "vae" / name, tmp_path / "only_a_card")
+    assert default_checkpoints() == [str(tmp_path / "vae"), str(tmp_path / "bytes")]
+    monkeypatch.setattr(loading, "ROWS", tmp_path / "missing")
     with pytest.raises(ValueError, match="CHECKPOINT must be given"):
-        default_checkpoints(tmp_path / "missing")
+        default_checkpoints()
+
+
+def test_a_processor_that_does_not_fit_the_model_is_refused(folders, tmp_path):
+    folder = shutil.copytree(folders["aae_colour"], tmp_path / "aae_colour")
+    # As whoever saves a processor without naming the channels of the model.
+    LevelsImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
+    with pytest.raises(ValueError, match="aae_colour: num_channels of the image processor must be 3.*, got 1"):
+        load_checkpoints([str(folder)])
+
+
+def test_classes_have_the_names_of_the_data():
+    checkpoints = load_checkpoints(["aae_mnist_all_labels", "vae_digits"])
+    assert checkpoints["aae_mnist_all_labels"].class_names == [str(digit) for digit in range(10)]
+    assert checkpoints["vae_digits"].class_names == []
+    named = checkpoints["aae_mnist_all_labels"]
+    named.model.config.id2label = {number: name for number, name in enumerate(["LABEL_0"] * 10)}
+    assert named.class_names[3] == "3"

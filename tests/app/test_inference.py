@@ -8,10 +8,8 @@ from PIL import Image, ImageDraw
 
 from app_common import last
 from hf_latentgen.app import inference
-from hf_latentgen.app.checkpoints import Checkpoint
 from hf_latentgen.app.figures import MAP_SIZE, PLANE_LEFT, PLANE_SIZE, PLANE_TOP, point_at
 from hf_latentgen.app.inference import ANY_CLASS
-from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 
 
 def pixels(picture):
@@ -121,10 +119,8 @@ def test_a_drawing_is_cut_out_scaled_and_centred(checkpoints):
 
 
 @pytest.mark.parametrize(("name", "channels"), [("aae_colour", 3), ("vae_plane", 1)])
-def test_pictures_take_the_channels_of_the_model_whatever_its_processor_was_saved_for(checkpoints, name, channels):
-    model = checkpoints[name].model
-    processor = LevelsImageProcessor(size={"height": 8, "width": 8}, num_channels=4 - channels)
-    checkpoint = Checkpoint(name, model, processor)
+def test_pictures_take_the_channels_of_the_model(checkpoints, name, channels):
+    checkpoint = checkpoints[name]
     for picture in (seven(), seven().convert("L"), seven(ink="red", paper="black")):
         for prepare in (inference.levels_from_drawing, inference.levels_from_picture):
             levels = prepare(checkpoint, picture)
@@ -212,7 +208,7 @@ def test_a_reconstruction_comes_with_its_place_among_the_test_images(checkpoints
     assert seen != drawn
     assert seen.size == drawn.size
     assert unit in words
-    assert "300 test images of scikit-learn's digits" in words
+    assert "300 test images of scikit-learn digits" in words
     assert figure.width > 400
     # The score of a likelihood is drawn anew, so the best one of all does not stay the best.
     assert int(words.split("**")[2].split("%")[0]) > 50

@@ -19,7 +19,7 @@ from hf_latentgen.app.inference import ANY_CLASS
 client_module = pytest.importorskip("gradio_client", reason='gradio is not installed: pip install -e ".[app]"')
 
 # gradio warns about itself.
-pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default"), pytest.mark.timeout(600)]
 SAMPLE = ["vae", 9, 1, ANY_CLASS, "mean", 0]
 ENDPOINTS = {
     "/sample": SAMPLE,

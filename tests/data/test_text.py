@@ -300,7 +300,7 @@ def test_a_batch_is_gathered_at_once():
     blocks = TokenBlocksDataset(texts_dataset([f"document {index}" for index in range(50)]), 16)
     assert blocks.input_ids.dtype == torch.int16
     rows = [3, 0, 7, 3]
-    batch = collate_levels(blocks.gather(rows))
+    batch = collate_levels(blocks.__getitems__(rows))
     for name, values in batch.items():
         assert (values.dtype, values.shape) == (torch.int64, (4, 16))
         assert (values == torch.stack([blocks[row][name] for row in rows])).all()

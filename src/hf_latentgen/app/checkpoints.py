@@ -73,6 +73,13 @@ class Checkpoint:
         return self.model.num_sample_classes if self.prior is None else self.prior.num_classes
 
     @property
+    def class_names(self) -> list[str]:
+        """Names of the classes that a sample can be asked for; of clusters, and without names, their numbers."""
+        names = self.model.config.id2label or {}
+        is_named = len(names) == self.num_classes and not any(name.startswith("LABEL_") for name in names.values())
+        return [names[number] if is_named else str(number) for number in range(self.num_classes)]
+
+    @property
     def has_temperature(self) -> bool:
         """Whether samples have a temperature."""
         return self.model.has_temperature if self.prior is None else self.prior.has_temperature

@@ -168,8 +168,8 @@ def _sample_examples(checkpoints: Checkpoints) -> dict[str, list]:
 
 
 def _classes(checkpoint: Checkpoint | None) -> list[tuple[str, int]]:
-    number = checkpoint.num_classes if checkpoint else 0
-    return [("any", inference.ANY_CLASS), *((str(label), label) for label in range(number))]
+    names = checkpoint.class_names if checkpoint else []
+    return [("any", inference.ANY_CLASS), *((name, label) for label, name in enumerate(names))]
 
 
 def map_tab(checkpoints: Checkpoints) -> None:

@@ -47,14 +47,10 @@ def model_code(
     files = (*PROCESSOR_CONFIGS, *TOKENIZER_CONFIGS)
     processor_file = next(name for name in files if (folder / name).is_file())
     settings = {name: json.loads((folder / name).read_text(encoding="utf-8")) for name in (CONFIG_NAME, processor_file)}
-    config = model.config
-    named = (
-        (config, "AutoConfig", CONFIG_NAME),
-        (model, config.auto_model, CONFIG_NAME),
-        (processor, config.auto_processor, processor_file),
-    )
+    autos = "AutoConfig", model.config.auto_model, model.config.auto_processor
+    names = CONFIG_NAME, CONFIG_NAME, processor_file
     with tempfile.TemporaryDirectory() as sources:
-        for item, auto, name in named:
+        for item, auto, name in zip((model.config, model, processor), autos, names, strict=True):
             # Of this object alone: registering its class would add code to whatever is saved from then on.
             item._auto_class = auto  # pyright: ignore[reportAttributeAccessIssue]
             custom_object_save(item, sources, settings[name])

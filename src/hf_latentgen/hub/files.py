@@ -61,7 +61,7 @@ def model_files(folder: Path) -> list[str]:
     if (folder / INDEX).is_file():
         return _files_of_pipeline(folder)
     weights = weight_files(folder)
-    for needed in ((CONFIG_NAME,), (*PROCESSOR_CONFIGS, *TOKENIZER_CONFIGS)):
+    for needed in ((CONFIG_NAME,), PROCESSOR_CONFIGS + TOKENIZER_CONFIGS):
         if not any((folder / name).is_file() for name in needed):
             raise FileNotFoundError(f"{folder} must hold {' or '.join(needed)}")
     return [*weights, *(name for name in CONFIGS if (folder / name).is_file())]
@@ -85,8 +85,8 @@ def weight_files(folder: Path) -> list[str]:
 
 def has_weights(folder: Path) -> bool:
     """Whether a folder holds the weights of a model or of a pipeline."""
-    parts = [folder, folder / "model"] if (folder / INDEX).is_file() else [folder]
-    return any((part / name).is_file() for part in parts for name in (WEIGHTS, SAFE_WEIGHTS_INDEX_NAME))
+    names = (WEIGHTS, SAFE_WEIGHTS_INDEX_NAME)
+    return any((folder / part / name).is_file() for part in ("", "model") for name in names)
 
 
 def weights_sha256(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""The one loader: a folder, a row of the clone or a name on the Hub becomes a model and its processor, checked."""
+"""The one loader: a folder, a row of this repository or a name on the Hub becomes a checked model and processor."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,22 +6,19 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.utils import CONFIG_NAME
 
 from hf_latentgen.hub.files import INDEX, PROCESSOR_CONFIGS, TOKENIZER_CONFIGS, read_json, weight_files
 from hf_latentgen.models.configuration_latentgen import LatentGenConfig, check_processor
-from hf_latentgen.models.hub import said_in_words
+from hf_latentgen.models.hub import snapshot
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
-from hf_latentgen.models.modeling_latentgen import LatentGenModel, check_hashes_of_folder, pinned_revision
+from hf_latentgen.models.modeling_latentgen import LatentGenModel
 from hf_latentgen.models.tokenization_bytes import ByteTokenizer
 
 # Where the package was installed from a clone, the rows lie beside it.
 ROWS = Path(__file__).resolve().parents[3] / "model_cards"
-# Nothing else is fetched: no code and no pickle.
-FETCHED = ("*.json", "*.safetensors")
 # What a pipeline with a denoiser is called where models have a type.
 PRIOR_TYPE = "latentgen_prior"
 
@@ -90,16 +87,18 @@ def load(
     folder = find_folder(name, revision, token, cache_dir, local_files_only)
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    if not (folder / INDEX).is_file():
-        model, processor = _load_model(folder, folder, dtype)
-        return Checkpoint(name, folder, _moved(model, device), processor)
-    index = read_json(folder / INDEX, "save_pretrained writes it")
-    if not {"model", "processor"} <= index.keys():
-        raise ValueError(f"{name} must hold a pipeline of a model and a processor, got {index.get('_class_name')}")
-    model, processor = _load_model(folder / "model", folder / "processor", dtype)
-    denoiser, scheduler = _load_denoiser(folder, index, dtype)
-    denoiser = None if denoiser is None else _moved(denoiser, device)
-    return Checkpoint(name, folder, _moved(model, device), processor, denoiser, scheduler)
+    parts: tuple = ()
+    if (folder / INDEX).is_file():
+        index = read_json(folder / INDEX, "save_pretrained writes it")
+        if not {"model", "processor"} <= index.keys():
+            raise ValueError(f"{name} must hold a pipeline of a model and a processor, got {index.get('_class_name')}")
+        parts += _load_model(folder / "model", folder / "processor", dtype) + _load_denoiser(folder, index, dtype)
+    else:
+        parts += _load_model(folder, folder, dtype)
+    for part in parts:
+        if isinstance(part, torch.nn.Module):
+            part.to(device)
+    return Checkpoint(name, folder, *parts)
 
 
 def find_folder(
@@ -115,15 +114,7 @@ def find_folder(
         if revision is not None:
             raise ValueError(f"revision must be None for a folder ({local}), got {revision!r}")
         return local
-    where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
-    if not local_files_only:
-        where |= pinned_revision(name, revision, token, cache_dir, files=(INDEX, CONFIG_NAME))
-    with said_in_words(f"{name} was not loaded", "download", "Try again"):
-        found = snapshot_download(name, token=token, cache_dir=cache_dir, allow_patterns=list(FETCHED), **where)
-    check_hashes_of_folder(Path(found), name)
-    if not any(Path(found, file).is_file() for file in (INDEX, CONFIG_NAME)):
-        raise FileNotFoundError(f"{name} holds no checkpoint: neither {INDEX} nor {CONFIG_NAME} is there")
-    return Path(found)
+    return snapshot(name, revision, token, cache_dir, local_files_only)
 
 
 def row_folders() -> list[Path]:
@@ -140,40 +131,23 @@ def _load_model(
     folder: Path, processor_folder: Path, dtype: torch.dtype | None
 ) -> tuple[LatentGenModel, LevelsImageProcessor | ByteTokenizer]:
     """The model in one folder and the processor in another, the same or not. Errors as in `load`."""
-    model_type = read_json(folder / CONFIG_NAME, "save_pretrained writes it").get("model_type")
-    if (
-        not isinstance(model_type, str)
-        or model_type not in CONFIG_MAPPING
-        or not issubclass(CONFIG_MAPPING[model_type], LatentGenConfig)
-    ):
+    model_type = str(read_json(folder / CONFIG_NAME, "save_pretrained writes it").get("model_type"))
+    if model_type not in CONFIG_MAPPING or not issubclass(CONFIG_MAPPING[model_type], LatentGenConfig):
         allowed = sorted(name for name in CONFIG_MAPPING if name.startswith("latentgen_"))
         raise ValueError(f"{folder / CONFIG_NAME}: model_type must be one of {allowed}, got {model_type!r}")
-    for file in weight_files(folder):
-        if file.endswith(".safetensors"):
-            try:
-                with safe_open(folder / file, framework="pt"):
-                    pass
-            except SafetensorError as error:
-                raise ValueError(f"{folder / file} is truncated or corrupt: {error}") from error
+    weight_files(folder)
     config = AutoConfig.from_pretrained(folder)
     files = TOKENIZER_CONFIGS if config.reads_text else PROCESSOR_CONFIGS
     if not any((processor_folder / name).is_file() for name in files):
-        kind = "tokenizer" if config.reads_text else "image processor"
-        raise FileNotFoundError(f"{processor_folder} holds no {kind}; one of {files} must be there")
-    options = {} if dtype is None else {"dtype": dtype}
-    try:
-        auto = getattr(transformers, config.auto_model)
-        model, report = auto.from_pretrained(folder, output_loading_info=True, **options)
-    except RuntimeError as error:
-        raise ValueError(f"the weights of {folder} do not fit its {CONFIG_NAME}: {error}") from error
-    _check_report(folder, report)
+        raise FileNotFoundError(f"{processor_folder} must hold {' or '.join(files)}")
+    model = _load_whole(getattr(transformers, config.auto_model), folder, {"dtype": dtype} if dtype else {})
     processor = getattr(transformers, config.auto_processor).from_pretrained(processor_folder)
     if not config.reads_text:
         try:
             check_processor(config, processor)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from error
-    return model.eval(), processor
+    return model, processor
 
 
 def _load_denoiser(folder: Path, index: dict, dtype: torch.dtype | None) -> tuple[Any, Any]:
@@ -189,25 +163,18 @@ def _load_denoiser(folder: Path, index: dict, dtype: torch.dtype | None) -> tupl
     scheduler = getattr(diffusers, str(name), None) if library == "diffusers" else None
     if not (isinstance(scheduler, type) and issubclass(scheduler, diffusers.SchedulerMixin)):
         raise ValueError(f"{INDEX} must name a scheduler of diffusers, got {[library, name]}")
-    options = {"use_safetensors": True, "torch_dtype": dtype, "output_loading_info": True}
+    options = {"use_safetensors": True, "torch_dtype": dtype}
+    return _load_whole(LatentDenoiser, folder / "denoiser", options), scheduler.from_pretrained(folder / "scheduler")
+
+
+def _load_whole(loader: Any, folder: Path, options: dict) -> Any:
+    """What a class loads from a folder, in `eval()` mode. `ValueError` unless the weights are whole and all used."""
+    fault = f"the weights of {folder} are damaged or do not fit its {CONFIG_NAME}"
     try:
-        found: Any = LatentDenoiser.from_pretrained(folder / "denoiser", **options)
+        loaded, report = loader.from_pretrained(folder, output_loading_info=True, **options)
     except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{folder / 'denoiser'} holds a damaged file: {error}") from error
-    denoiser, report = found
-    _check_report(folder / "denoiser", report)
-    return denoiser.eval(), scheduler.from_pretrained(folder / "scheduler")
-
-
-def _moved(module: Any, device: Any) -> Any:
-    """The module, on a device."""
-    return module.to(device)
-
-
-def _check_report(folder: Path, report: dict) -> None:
-    """Raise `ValueError` when weights are missing from a folder, or are of no use."""
+        raise ValueError(f"{fault}: {error}") from error
     for problem in ("missing_keys", "unexpected_keys"):
         if report[problem]:
-            raise ValueError(
-                f"the weights of {folder} do not fit its {CONFIG_NAME}, {problem}: {sorted(report[problem])}"
-            )
+            raise ValueError(f"{fault}, {problem}: {sorted(report[problem])}")
+    return loaded.eval()

@@ -29,22 +29,12 @@ class LatentGenPipeline(pipeline_latentgen.LatentGenPipeline):
     ) -> "LatentGenPipeline":
         """The pipeline in a folder or in a repository on the Hub: one that was saved, or one around a plain model.
 
-        Only this package's code runs, whatever the repository holds. Arguments not named here are those of `load`.
-
-        Args:
-            pretrained_model_name_or_path: folder, row, or name on the Hub, of a pipeline or of an image model.
-            revision: branch, tag or commit of a repository on the Hub.
-            token: access token, for a private repository.
-            cache_dir: where files of the Hub are kept.
-            local_files_only: use what was downloaded before.
-            torch_dtype: of the weights; as they were saved when None.
-            use_safetensors: None or True, as no other weights are read.
-            device_map: None; `to(device)` of the pipeline moves all parts.
-            denoiser: used instead of the saved one.
-            scheduler: used instead of the saved one.
+        Only this package's code runs, whatever the repository holds. `denoiser` and `scheduler` take the place of those
+        that were saved; `torch_dtype` is the `dtype` of [`load`], whose arguments the others are.
 
         Raises:
-            ValueError: the checkpoint holds no image model, an argument is refused, or as in `load`.
+            ValueError: the checkpoint holds no image model, `use_safetensors` is False or `device_map` not None, or as
+                in `load`.
             OSError: as in `load`.
         """
         if use_safetensors not in (None, True):

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitInfo
+from huggingface_hub.utils import validate_repo_id
 
-from hf_latentgen.models.hub import check_repo_id, checked_client, commit_files, said_in_words
+from hf_latentgen.models.hub import checked_client, commit_files, said_in_words
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,10 @@ def publish(
     token: str | None = None,
     message: str = "Weights, configuration, card and pictures",
 ) -> CommitInfo:
-    """The one commit that holds all files of `upload`. The repository, and the branch `revision`, are made if missing.
+    """The one commit that holds all files of `upload`, see `commit_files`, whose arguments and errors it has.
 
-    It deletes what would be loaded in their place, or never is: other weights, configurations, code, and pickles.
     A commit cannot hold its own hash, so that the card in it pins the code by a tag named after the contents, which is
-    set afterwards. Where that fails, nothing else is loaded in its place, and publishing again sets it. A pull request
-    gets its tag when, merged, it is published once more.
-
-    Arguments and errors as in `commit_files`.
+    set afterwards; a pull request gets it when, merged, it is published once more.
     """
     place = {"private": private, "revision": revision, "create_pr": create_pr, "token": token, "tag": upload.tag}
     return commit_files(upload.repo_id, upload.contents, message, **place)
@@ -55,9 +52,8 @@ def publish(
 
 def full_repo_id(repo_id: str, token: str | None = None) -> str:
     """The name with its namespace: that of the user where none is given. Errors as in `commit_files`."""
-    check_repo_id(repo_id)
+    validate_repo_id(repo_id)
     if "/" in repo_id:
         return repo_id
-    api = checked_client(repo_id, token)
     with said_in_words(f"whose {repo_id} is was not found out"):
-        return f"{api.whoami()['name']}/{repo_id}"
+        return f"{checked_client(repo_id, token).whoami()['name']}/{repo_id}"

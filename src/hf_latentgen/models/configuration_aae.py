@@ -87,8 +87,11 @@ class AAEConfig(ImageAutoencoderConfig):
         return "AutoModelForImageClassification" if classifies else "AutoModel"
 
     def described(self) -> dict:
-        """The fields of [`LatentGenConfig.described`], and the number of classes."""
-        return super().described() | {"num_labels": self.num_classes}
+        """The fields of [`LatentGenConfig.described`], the number of classes and, of a classifier, their names."""
+        described = super().described() | {"num_labels": self.num_classes}
+        if self.auto_model == "AutoModelForImageClassification":
+            described["id2label"] = {str(number): name for number, name in (self.id2label or {}).items()}
+        return described
 
     @property
     def num_classes(self) -> int:

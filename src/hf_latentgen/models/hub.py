@@ -1,22 +1,40 @@
 # Copyright 2026 The hf-latentgen authors. Apache-2.0.
-"""Commits to the Hub, whoever makes them: checked before, one commit that leaves nothing stale, errors in words."""
+"""The exchange with the Hub: commits that leave nothing stale, downloads as they were published, errors in words."""
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelCardData
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+    constants,
+    is_offline_mode,
+    snapshot_download,
+)
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import get_session, get_token, validate_repo_id
+from huggingface_hub.utils.sha import sha_fileobj
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 # Seconds in which the Hub has to answer. The client itself would try again for most of a minute, file by file.
 TIMEOUT = 4
+# A file that is not stored as a large one is named by a shorter hash.
+SHA256_DIGITS = 64
+# Nothing else is fetched: no code and no pickle.
+FETCHED = ("*.json", "*.safetensors")
 IMAGE_TASK = "unconditional-image-generation"
 REASONS = {
-    401: "the Hub does not know the token: log in again with `hf auth login`, or set HF_TOKEN",
+    401: "the Hub does not know the token, or shows nothing of this name without one: log in with `hf auth login`, or "
+    "set HF_TOKEN",
     403: "the token may not write there: the namespace belongs to somebody else, or the token only reads",
     412: "somebody else has committed to it since this began: look at the change, and publish again",
 }
@@ -38,11 +56,8 @@ GENERATED = re.compile(r".*This model card has been automatically generated\.|li
 OWN_NAME = "NAMESPACE/NAME"
 # `empty` is empty: transformers would take a line here that begins with an import for one of the code.
 SHORT_CARD = """---
-library_name: {library}
-pipeline_tag: {task}
-tags:
-- hf_latentgen
-{tags}---
+{{{{ card_data }}}}
+---
 
 # {name}
 
@@ -60,16 +75,15 @@ loaded = {kind}.from_pretrained("{name}")
 """
 
 
-def short_card(kind: str, task: str, library: str, tags: list[str] | None = None) -> str:
-    """The card of an object of which nothing is known but its class. It has `OWN_NAME` for the name on the Hub."""
-    named = "".join(f"- {tag}\n" for tag in tags or [])
-    return SHORT_CARD.format(kind=kind, task=task, library=library, tags=named, name=OWN_NAME, empty="")
-
-
-def folder_contents(folder: str, card: str) -> dict[str, Path | bytes]:
-    """All files of a folder by their paths in a repository, and a card."""
+def folder_contents(
+    folder: str, kind: str, task: str, library: str, tags: list[str] | None = None
+) -> dict[str, Path | bytes]:
+    """All files of a folder by their paths in a repository, and the card of a `kind` of which nothing else is known."""
+    metadata = ModelCardData(library_name=library, pipeline_tag=task, tags=["hf_latentgen", *(tags or [])])
+    text = SHORT_CARD.format(kind=kind, name=OWN_NAME, empty="")
     paths = [path for path in Path(folder).rglob("*") if path.is_file()]
-    return {path.relative_to(folder).as_posix(): path for path in paths} | {CARD: card.encode()}
+    contents = {path.relative_to(folder).as_posix(): path for path in paths}
+    return contents | {CARD: str(ModelCard.from_template(metadata, template_str=text)).encode()}
 
 
 def commit_files(
@@ -97,34 +111,31 @@ def commit_files(
         OSError: there is no network, the token is refused, the repository is somebody else's or has just been changed,
             or the connection broke; then nothing of this commit is visible, unless only the tag is missing.
     """
-    if revision is not None and not re.fullmatch(r"[^\s~^:?*\[\\]+", revision):
+    if revision is not None and not re.fullmatch(r"[^\s~^:?*[\\]+", revision):
         raise ValueError(f"revision must be the name of a branch, without spaces and ~^:?*[\\, got {revision!r}")
     api, refused = checked_client(repo_id, token), f"{repo_id} was not published"
     files = dict(contents)
     with said_in_words(refused):
-        card = ModelCard(bytes(files[CARD]).decode())
         try:
-            card.validate()
+            ModelCard(bytes(files[CARD]).decode()).validate()
         except ValueError as error:
-            found = "; ".join(entry["message"] for entry in json.loads(str(error))["errors"])
-            raise ValueError(f"the Hub finds the metadata of {CARD} invalid: {found}") from error
+            raise ValueError(f"the Hub finds the metadata of {CARD} invalid: {error}") from error
         if create_pr and revision is not None and not api.revision_exists(repo_id, revision):
             raise ValueError(f"revision must be a branch of {repo_id} for a pull request against it, got {revision!r}")
     info = open_repo(api, repo_id, private, revision, makes_branch=not create_pr)
-    repo_id, present = info.id, {file.rfilename for file in info.siblings or []}
+    present = {file.rfilename for file in info.siblings or []}
     with said_in_words(refused):
-        if keeps_card and CARD in present and _is_written(api.hf_hub_download(repo_id, CARD, revision=info.sha)):
+        if keeps_card and CARD in present and _is_written(api.hf_hub_download(info.id, CARD, revision=info.sha)):
             del files[CARD]
         elif keeps_card:
-            files[CARD] = bytes(files[CARD]).replace(OWN_NAME.encode(), repo_id.encode())
+            files[CARD] = bytes(files[CARD]).replace(OWN_NAME.encode(), info.id.encode())
         stale = {name for name in present - files.keys() if re.fullmatch(REPLACED, name)}
         if not any(re.fullmatch(PROCESSORS, name) for name in files):
             # A model alone is pushed without its processor, which stays.
             stale = {name for name in stale if name == INDEX or not re.fullmatch(PROCESSORS, name)}
-        additions = [CommitOperationAdd(name, content) for name, content in files.items()]
         commit = api.create_commit(
-            repo_id,
-            [*additions, *map(CommitOperationDelete, sorted(stale))],
+            info.id,
+            [CommitOperationAdd(*file) for file in files.items()] + [CommitOperationDelete(name) for name in stale],
             commit_message=message,
             commit_description=description,
             revision=revision,
@@ -134,7 +145,7 @@ def commit_files(
         )
     if tag is not None and not create_pr:
         with said_in_words(f"{repo_id} is published, but without its tag {tag}, which publishing again sets"):
-            api.create_tag(repo_id, tag=tag, revision=commit.oid, exist_ok=True)
+            api.create_tag(info.id, tag=tag, revision=commit.oid, exist_ok=True)
     return commit
 
 
@@ -154,8 +165,8 @@ def open_repo(
 
 
 @contextlib.contextmanager
-def said_in_words(what: str, transfer: str = "upload", advice: str = "Publish again") -> Iterator[None]:
-    """Context in which an error of the client becomes an `OSError` of one line: what has failed, why, what to do."""
+def said_in_words(what: str) -> Iterator[None]:
+    """Context in which an error of the client becomes an `OSError` of one line: what has failed, and why."""
     try:
         yield
     except HfHubHTTPError as error:
@@ -165,15 +176,80 @@ def said_in_words(what: str, transfer: str = "upload", advice: str = "Publish ag
     except (HTTPError, LocalEntryNotFoundError, ConnectionError, RuntimeError) as error:
         # The client chains what it says of the file to what it says of the connection, in several lines.
         told = dict.fromkeys(" ".join(str(part).split()).rstrip(".") for part in (error, error.__cause__) if part)
-        raise ConnectionError(f"{what}, the {transfer} broke off: {'. '.join(told)}. {advice}") from error
+        raise ConnectionError(f"{what}, the transfer broke off: {'. '.join(told)}. Try again") from error
 
 
-def checked_client(repo_id: str, token: bool | str | None) -> HfApi:
-    """The client, once name and token are well formed and the Hub answers. Errors as in `commit_files`."""
-    check_repo_id(repo_id)
-    api = HfApi(token=check_token(token))
+def checked_client(repo_id: str, token: bool | str | None = None) -> HfApi:
+    """The client, once name and token are well formed and the Hub answers. Errors as in `commit_files`.
+
+    Without a token it is that of the environment, or of `hf auth login`.
+    """
+    validate_repo_id(repo_id)
+    token = get_token() if token in (None, True) else token
+    # The client would show a malformed token in its error.
+    if not token or re.fullmatch(r"[\w.-]+", str(token), re.ASCII) is None:
+        found = "malformed" if token else "missing"
+        raise ValueError(f"the token is {found}: log in with `hf auth login`, or set HF_TOKEN")
     check_connection()
-    return api
+    return HfApi(token=token)
+
+
+def check_connection() -> None:
+    """Raise `ConnectionError` when the Hub does not answer."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
+    except HTTPError as error:
+        advice = f"({str(error) or type(error).__name__}): check the network, and HF_ENDPOINT if it is set"
+        raise ConnectionError(f"{constants.ENDPOINT} does not answer {advice}") from error
+
+
+def snapshot(
+    name: str,
+    revision: str | None = None,
+    token: bool | str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    subfolder: str = "",
+) -> Path:
+    """The folder in the cache with the weights and configurations of one commit, as they were published.
+
+    Without a network it is what was downloaded before.
+
+    Raises:
+        ConnectionError: the Hub does not answer, and the files are not in the cache; or the connection broke.
+        OSError: it is no name on the Hub, there is no such repository or revision, or weights do not have the SHA-256
+            that the Hub tells of them.
+    """
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise OSError(f"{name} is neither a folder nor a name on the Hub, 'namespace/name'") from error
+    unreachable, patterns = None, [f"{subfolder}/{pattern}".lstrip("/") for pattern in FETCHED]
+    if not local_files_only and not is_offline_mode():
+        try:
+            check_connection()
+        except ConnectionError as error:
+            unreachable, local_files_only = error, True
+    place = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    try:
+        with said_in_words(f"{name} was not loaded"):
+            folder = snapshot_download(name, allow_patterns=patterns, **place)
+    except ConnectionError as error:
+        raise (unreachable or error) from None
+    if unreachable is not None:
+        logger.warning(f"{unreachable}. Loading {name} from the cache")
+    for weights in Path(folder, subfolder).rglob("*.safetensors"):
+        # The cache links to a name made of this hash, which may be a link itself; a system without links has none.
+        declared = weights.readlink().name if weights.is_symlink() else ""
+        if len(declared) == SHA256_DIGITS:
+            with weights.open("rb") as content:
+                actual = sha_fileobj(content).hex()
+            if actual != declared:
+                raise OSError(
+                    f"{weights.name} of {name} is damaged: its SHA-256 is {actual}, the Hub says {declared}. "
+                    f"Delete {weights.resolve()} and load it again"
+                )
+    return Path(folder)
 
 
 def _is_written(path: str) -> bool:
@@ -181,39 +257,3 @@ def _is_written(path: str) -> bool:
     text = Path(path).read_text(encoding="utf-8")
     template = {BLANK, *str(ModelCard.from_template(ModelCardData())).splitlines()} if BLANK in text else set()
     return any(line not in template and not GENERATED.fullmatch(line) for line in text.splitlines())
-
-
-def check_connection() -> None:
-    """Raise `ConnectionError` when the Hub does not answer."""
-    endpoint = HfApi().endpoint
-    try:
-        get_session().head(endpoint, timeout=TIMEOUT)
-    except HTTPError as error:
-        reason = str(error) or type(error).__name__
-        advice = "check the network, and HF_ENDPOINT if it is set"
-        raise ConnectionError(f"{endpoint} does not answer ({reason}): {advice}") from error
-
-
-def check_repo_id(repo_id: str) -> None:
-    """Raise `ValueError` unless it is "name" or "namespace/name" as the Hub allows them."""
-    allowed = "it must be 'namespace/name' or 'name', of letters, digits, '-', '_' and '.'"
-    try:
-        validate_repo_id(repo_id)
-        if not all(repo_id.split("/")):
-            raise HFValidationError("A part of it is empty")
-    except HFValidationError as error:
-        raise ValueError(f"repo_id {repo_id!r} is not a name on the Hub: {allowed}. {error}") from error
-
-
-def check_token(token: bool | str | None = None) -> str:
-    """The token, that of the environment or of `hf auth login` when None or True.
-
-    Raises: ValueError when there is none, or one with characters that no token has. The token itself is never shown.
-    """
-    if token is not False and not isinstance(token, str):
-        token = get_token()
-    if not token:
-        raise ValueError("no token was found: log in with `hf auth login`, or set HF_TOKEN")
-    if re.fullmatch(r"[\w.-]+", token, re.ASCII) is None:
-        raise ValueError("the token is malformed: it may hold only letters, digits, '_', '-' and '.', without spaces")
-    return token

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from .configuration_latentgen import check_processor
-from .hub import IMAGE_TASK, commit_files, folder_contents, short_card
+from .hub import IMAGE_TASK, commit_files, folder_contents
 
 # diffusers looks for the class of a pipeline in a file of this name.
 PIPELINE_FILE = "pipeline.py"
@@ -175,12 +175,23 @@ class LatentGenPipeline(DiffusionPipeline):
             sample = self.scheduler.step(predicted, timestep, sample, **noise).prev_sample
         return self.denoiser.restore(sample)
 
-    def save_pretrained(self, save_directory: str | Path, **options) -> None:
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **parts) -> "LatentGenPipeline":
+        """A pipeline of the parts of another one; those given here by their names take the place of its own."""
+        return cls(**{**pipeline.components, **parts})
+
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, save_directory: str | Path, safe_serialization: bool = True, variant: str | None = None
+    ) -> None:
         """Saves all parts, with the code that came with them where it was loaded by `trust_remote_code`.
 
-        Arguments as in `DiffusionPipeline.save_pretrained`.
+        Raises:
+            ValueError: `safe_serialization` is not True or `variant` not None: nothing else can be loaded again.
         """
-        super().save_pretrained(save_directory, **options)
+        if not safe_serialization or variant is not None:
+            got = f"got {safe_serialization} and {variant!r}: only safetensors of the usual names are loaded"
+            raise ValueError(f"safe_serialization must be True and variant None, {got}")
+        super().save_pretrained(save_directory)
         if type(self).__module__.split(".")[0] == REMOTE_CODE:
             write_code(self, Path(save_directory), lambda part: Path(inspect.getfile(part)).read_text(encoding="utf-8"))
 
@@ -198,23 +209,15 @@ class LatentGenPipeline(DiffusionPipeline):
     ) -> CommitInfo:
         """The one commit with all parts, and with a short card where there is none yet.
 
-        Arguments as in `DiffusionPipeline.push_to_hub`, with a branch, `revision`. Errors as in `hub.commit_files`, and
-        where `safe_serialization` is not True or `variant` not None.
+        Arguments as in `DiffusionPipeline.push_to_hub`, with a branch, `revision`. Errors as in `hub.commit_files` and
+        `save_pretrained`.
         """
-        if not safe_serialization or variant is not None:
-            got = f"got {safe_serialization} and {variant!r}: only safetensors of the usual names are published"
-            raise ValueError(f"safe_serialization must be True and variant None, {got}")
+        kind = LatentGenPipeline.__name__
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            card, message = short_card("LatentGenPipeline", IMAGE_TASK, "diffusers"), "Upload LatentGenPipeline"
-            place = {
-                "private": private,
-                "token": token,
-                "revision": revision,
-                "create_pr": create_pr,
-                "keeps_card": True,
-            }
-            return commit_files(repo_id, folder_contents(folder, card), commit_message or message, **place)
+            self.save_pretrained(folder, safe_serialization, variant)
+            contents = folder_contents(folder, kind, IMAGE_TASK, "diffusers")
+            place = {"private": private, "token": token, "revision": revision, "create_pr": create_pr}
+            return commit_files(repo_id, contents, commit_message or f"Upload {kind}", **place, keeps_card=True)
 
     def _draw_by_row(self, batch_size: int, class_labels, images, rows, options: dict) -> Tensor:
         """Levels that a pixel transformer draws below the given rows, with a bar of rows. [B, C, H, W]."""

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id
 
 from hf_latentgen.evaluation.results import Results
 from hf_latentgen.families import FAMILIES
@@ -12,7 +13,6 @@ from hf_latentgen.hub.files import INDEX, model_files, weights_sha256
 from hf_latentgen.hub.loading import Checkpoint, load
 from hf_latentgen.hub.pipelines import LatentGenPipeline
 from hf_latentgen.hub.publishing import Upload
-from hf_latentgen.models.hub import check_repo_id
 from hf_latentgen.rows.cards import card_text, list_pictures
 
 REQUIRED_METADATA = ("license", "library_name", "pipeline_tag", "model_name", "eval_results")
@@ -36,7 +36,7 @@ def prepare_upload(
         ValueError: bad `repo_id`, weights that do not load or are not those that were measured, or an incomplete card.
     """
     folder = Path(folder)
-    check_repo_id(repo_id)
+    validate_repo_id(repo_id)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder")
     contents: dict[str, Path | bytes] = {name: folder / name for name in model_files(folder)}

@@ -100,12 +100,12 @@ def load_recipe(
         raise ValueError(f"{path} with {overrides or 'no overrides'} is no mapping of sections: {error}") from error
     _check_keys("", given, ("dataset", "model", "training", "reference"))
     sections = {"dataset": {"name": "digits"}, "model": {}, "training": {}, "reference": [], **given}
-    if "output_dir" in sections["training"]:
-        raise ValueError("training.output_dir must be left out of a recipe: --output-dir names the folder")
     for key, section in sections.items():
         kind = list if key == "reference" else dict
         if not isinstance(section, kind):
             raise ValueError(f"{key} in {path} must be a {kind.__name__}, got {section!r}")
+    if "output_dir" in sections["training"]:
+        raise ValueError("training.output_dir must be left out of a recipe: --output-dir names the folder")
     model_type = sections["model"].setdefault("model_type", families[0].model_type)
     try:
         family = find_family(model_type, families)

@@ -406,7 +406,7 @@ class LatentTrainer(Trainer):
     def _init_training_state(self, *arguments) -> tuple[int, int]:
         place, checkpoint = super()._init_training_state(*arguments), arguments[3]
         is_resumed = checkpoint is not None and not self.args.ignore_data_skip
-        position = read_position(Path(checkpoint), self._is_stream) if is_resumed else None
+        position = read_position(Path(str(checkpoint)), self._is_stream) if is_resumed else None
         # To transformers a stream is one epoch without an end, whatever passes were made over it.
         self._position = position or (0, 0)
         return position or place

@@ -1,4 +1,4 @@
-"""Loads from the cache what `load.py` has loaded, with HF_HUB_OFFLINE=1 and no Hub."""
+"""Loads from the cache what was loaded there before, with HF_HUB_OFFLINE=1 and no Hub."""
 
 from transformers import AutoImageProcessor, AutoTokenizer
 

@@ -1,15 +1,24 @@
+"""What is published of a row: only what may be, and only if it is whole and was measured."""
+
 import json
-import runpy
+import re
 import shutil
 import socket
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
+from typer.testing import CliRunner
 
 from hf_latentgen import LevelsImageProcessor, VAEConfig, VAEModel
-from hf_latentgen.cards.publishing import prepare_upload, weights_sha256
+from hf_latentgen.evaluation.results import Results
+from hf_latentgen.hub.files import has_weights, weights_sha256
+from hf_latentgen.rows.command import publish_command
+from hf_latentgen.rows.publishing import prepare_upload
+from hf_latentgen_cli import app
+from hub_common import make_results
 
 REPO_ID = "someone/small-vae"
 PUBLISHED = [
@@ -30,16 +39,7 @@ def trained(tmp_path_factory):
     model = VAEModel(VAEConfig(image_size=8, latent_dim=2, hidden_channels=[4, 4, 4]))
     model.save_pretrained(folder)
     LevelsImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
-    results = {
-        "row": "vae_small",
-        "metrics": {"bits_per_dim": 1.5},
-        "num_parameters": model.num_parameters(),
-        "model": model.config.to_dict(),
-    }
-    results |= {"config": "configs/vae_small.yaml", "dataset": "digits", "split": "test", "seed": 0, "num_images": 300}
-    results |= {"reference": [], "floor": {}, "training": {}, "history": [], "versions": {}, "hardware": "cpu"}
-    results |= {"train_seconds": 1.0, "train_command": "train", "evaluate_command": "evaluate", "git_commit": "0"}
-    (folder / "results.json").write_text(json.dumps(results))
+    make_results(model, row="vae_small", config="configs/vae_small.yaml").write(folder)
     for name in ("images", "images/private.png", "checkpoint-10", "samples"):
         (folder / name).mkdir()
     for name in ("images/samples.png", "images/manifold.png", "images/private.png/a.png", "samples/b.png"):
@@ -54,11 +54,6 @@ def trained(tmp_path_factory):
 def folder(trained, tmp_path):
     """A copy of the row that a test may damage."""
     return shutil.copytree(trained, tmp_path / "row")
-
-
-@pytest.fixture(scope="module")
-def publish_main(repository):
-    return runpy.run_path(str(repository / "scripts" / "publish.py"))["main"]
 
 
 @pytest.fixture
@@ -95,8 +90,8 @@ def test_sizes_are_those_of_the_files(trained):
     assert sizes["README.md"] == len(upload.contents["README.md"])
 
 
-def test_dry_run_lists_files_and_sizes_without_network(trained, publish_main, no_network, capsys):
-    assert publish_main([str(trained), "--repo-id", REPO_ID, "--dry-run"]) == 0
+def test_dry_run_lists_files_and_sizes_without_network(trained, no_network, capsys):
+    publish_command(str(trained), REPO_ID, dry_run=True)
     lines = capsys.readouterr().out.splitlines()
     listed = sorted(line.split()[-1] for line in lines if " bytes  " in line)
     assert listed == PUBLISHED
@@ -107,7 +102,7 @@ def test_dry_run_lists_files_and_sizes_without_network(trained, publish_main, no
 
 @pytest.mark.parametrize("repo_id", ["", "a/b/c", "a//b", "-a/b", "a/b c", "../b", "a/b.git", "a/" + "b" * 100])
 def test_bad_repo_id(trained, repo_id):
-    with pytest.raises(ValueError, match=r"repo_id .* is not a name on the Hub: it must be 'namespace/name' or 'name'"):
+    with pytest.raises(ValueError, match=re.escape(repr(repo_id))):
         prepare_upload(trained, repo_id)
 
 
@@ -116,11 +111,11 @@ def test_bad_repo_id(trained, repo_id):
     [
         (
             "model.safetensors",
-            r"must hold model\.safetensors; pickled files are never published, found training_args\.bin",
+            r"must hold model\.safetensors; pickled files are never .*, found training_args\.bin",
         ),
         ("config.json", r"must hold config\.json"),
         ("preprocessor_config.json", r"must hold preprocessor_config\.json or processor_config\.json"),
-        ("results.json", r"results\.json does not exist; scripts/evaluate\.py writes it"),
+        ("results.json", r"results\.json does not exist; an evaluation writes it"),
     ],
 )
 def test_missing_files_are_named(folder, name, message):
@@ -137,29 +132,25 @@ def test_missing_folder(tmp_path):
 def test_truncated_weights(folder):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="does not load with from_pretrained"):
+    with pytest.raises(ValueError, match="does not load: .*weights"):
         prepare_upload(folder, REPO_ID)
 
 
 def test_weights_of_another_shape(folder):
     VAEModel(VAEConfig(image_size=8, latent_dim=3, hidden_channels=[4, 4, 4])).save_pretrained(folder.parent / "other")
     shutil.copy(folder.parent / "other" / "model.safetensors", folder)
-    with pytest.raises(ValueError, match=r"does not load with from_pretrained|do not fit config"):
+    with pytest.raises(ValueError, match=r"does not load: .*do not fit"):
         prepare_upload(folder, REPO_ID)
 
 
 def test_results_of_another_model(folder):
-    path = folder / "results.json"
-    results = json.loads(path.read_text())
-    path.write_text(json.dumps(results | {"num_parameters": 12}))
-    with pytest.raises(ValueError, match=r"its num_parameters is \d+, that in results\.json is 12; run scripts/"):
+    replace(Results.read(folder), num_parameters=12).write(folder)
+    with pytest.raises(ValueError, match=r"its num_parameters is \d+, that in results\.json is 12; evaluate"):
         prepare_upload(folder, REPO_ID)
 
 
 def test_other_weights_than_those_that_were_measured(folder):
-    path = folder / "results.json"
-    results = json.loads(path.read_text()) | {"weights_sha256": weights_sha256(folder)}
-    path.write_text(json.dumps(results))
+    replace(Results.read(folder), weights_sha256=weights_sha256(folder)).write(folder)
     prepare_upload(folder, REPO_ID)
     model = VAEModel.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
@@ -169,9 +160,7 @@ def test_other_weights_than_those_that_were_measured(folder):
     with torch.no_grad():
         next(model.parameters()).add_(1e-6)
     model.save_pretrained(folder, max_shard_size=4_000)
-    with pytest.raises(
-        ValueError, match=r"its weights_sha256 is \w{64}, that in results\.json is \w{64}; run scripts/"
-    ):
+    with pytest.raises(ValueError, match=r"its weights_sha256 is \w{64}, that in results\.json is \w{64}; evaluate"):
         prepare_upload(folder, REPO_ID)
 
 
@@ -193,16 +182,15 @@ def test_a_broken_index_is_named(folder, name, content, message):
 
 
 def test_results_without_a_score(folder):
-    path = folder / "results.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": {}}))
+    replace(Results.read(folder), metrics={}).write(folder)
     with pytest.raises(ValueError, match="lacks the metadata eval_results"):
         prepare_upload(folder, REPO_ID)
 
 
 def test_a_score_that_is_no_number_is_named(folder):
-    path = folder / "results.json"
+    results = asdict(Results.read(folder))
     for value in (float("nan"), "high", None, True):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": {"bits_per_dim": value}}))
+        (folder / "results.json").write_text(json.dumps(results | {"metrics": {"bits_per_dim": value}}))
         with pytest.raises(ValueError, match=r"metrics\.bits_per_dim must be a finite number, got"):
             prepare_upload(folder, REPO_ID)
 
@@ -228,14 +216,13 @@ def test_an_index_cannot_smuggle_another_file(folder):
             prepare_upload(folder, REPO_ID)
 
 
-def test_code_is_added_when_asked_for(folder, publish_main, no_network, capsys):
-    assert publish_main([str(folder), "--repo-id", "small-vae", "--dry-run", "--with-code"]) == 0
+def test_code_is_added_when_asked_for(folder, no_network, capsys):
+    publish_command(str(folder), "small-vae", dry_run=True, with_code=True)
     listed = {line.split()[-1] for line in capsys.readouterr().out.splitlines() if " bytes  " in line}
     assert listed - set(PUBLISHED) == {
         *("bits.py", "configuration_image_autoencoder.py", "configuration_vae.py", "distributions.py"),
-        *("image_processing_levels.py", "modeling_image_autoencoder.py", "modeling_safetensors.py", "modeling_vae.py"),
-        "hub.py",
-        "networks.py",
+        *("image_processing_levels.py", "modeling_image_autoencoder.py", "modeling_latentgen.py", "modeling_vae.py"),
+        *("configuration_latentgen.py", "hub.py", "networks.py"),
     }
     # The folder itself, and what is saved later, stay without code.
     assert "auto_map" not in json.loads((folder / "config.json").read_text())
@@ -252,12 +239,24 @@ def test_the_tag_of_the_code_is_that_of_the_contents(folder):
     assert prepare_upload(folder, REPO_ID, with_code=True).tag != first.tag
 
 
-def test_errors_end_the_script_with_one_line(trained, publish_main, no_network):
-    with pytest.raises(SystemExit, match=r"^publish: repo_id 'a//b' is not a name on the Hub"):
-        publish_main([str(trained), "--repo-id", "a//b", "--dry-run"])
-
-
-def test_without_network_the_script_ends_with_one_line(trained, publish_main, no_network, monkeypatch):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--repo-id", "a//b", "--dry-run"], "a//b"), (["--repo-id", REPO_ID], "offline mode is enabled")],
+)
+def test_mistakes_end_the_command_with_one_line(trained, no_network, monkeypatch, arguments, message):
     monkeypatch.setenv("HF_TOKEN", "hf_x")
-    with pytest.raises(SystemExit, match=r"^publish: .*offline mode is enabled.*\Z"):
-        publish_main([str(trained), "--repo-id", REPO_ID])
+    ended = CliRunner().invoke(app, ["publish", str(trained), *arguments])
+    assert ended.exit_code == 1
+    (line,) = [line for line in ended.output.splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert ended.output.endswith(f"{line}\n")
+
+
+def test_weights_are_those_of_a_model_its_shards_or_a_pipeline(folder, repository):
+    assert has_weights(folder)
+    assert has_weights(repository / "model_cards" / "prior_vae_mnist")
+    model = VAEModel.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    assert not has_weights(folder)
+    model.save_pretrained(folder, max_shard_size=4_000)
+    assert has_weights(folder)
