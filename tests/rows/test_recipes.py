@@ -66,7 +66,7 @@ def data_dir(tmp_path):
                 header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
                 (tmp_path / "data" / name / f"{split}-{kind}-ubyte").write_bytes(header + array.tobytes())
     (tmp_path / "data" / "tinyshakespeare").mkdir()
-    text = "To be, or not to be: that is the question.\n" * 40
+    text = "Before.\n\nROMEO:\nTo be, or not to be: that is the question.\n\n" * 40
     (tmp_path / "data" / "tinyshakespeare" / "input.txt").write_text(text)
     lines = "".join(" ".join(map(str, row)) + "\n" for row in (images.reshape(40, -1) > 127).astype(int))
     for split in ("train", "valid", "test"):
