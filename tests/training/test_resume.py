@@ -249,7 +249,8 @@ def test_killed_training_resumes_bit_identically(tmp_path, repository, monkeypat
     with (tmp_path / "output.txt").open("w") as output:
         child = subprocess.Popen(command, stdout=output, stderr=output, cwd=tmp_path)
         try:
-            while not (killed / "checkpoint-10" / "trainer_state.json").is_file() and child.poll() is None:
+            # A file that is there need not be whole yet.
+            while killed / "checkpoint-10" not in complete_checkpoints(killed) and child.poll() is None:
                 time.sleep(0.005)
         finally:
             child.send_signal(signal.SIGKILL)
