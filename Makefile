@@ -10,12 +10,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint cards docs verify benchmark
+.PHONY: help demo test test-all lint cards docs verify benchmark
 
 help:
 	@echo "make demo       train a small VAE on real digits and show it: runs/demo/"
-	@echo "make test       run the tests (no network; ARGS=\"-k vae\" is passed to pytest)"
-	@echo "make lint       ruff check, ruff format --check, pyright"
+	@echo "make test       run the tests but the slow ones (no network; ARGS=\"-k vae\" is passed to pytest)"
+	@echo "make test-all   run all tests, those that start processes and train for long too"
+	@echo "make lint       ruff check, ruff format --check, lint-imports, pyright"
 	@echo "make cards      render model_cards/, docs/results.md and the README's table from the results.json files"
 	@echo "make docs       build the site of README, docs/, cards and API in site/; a broken link fails it"
 	@echo "make verify     score the published weights again (ROWS=\"vae_digits ...\" names some)"
@@ -41,11 +42,15 @@ demo: $(READY)
 
 # Two workers, because the time limit is set for two cores; one file stays with one worker, so its fixtures are made once.
 test: $(READY)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+
+test-all: $(READY)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/pyright
 
 cards: $(READY)

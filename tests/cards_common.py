@@ -2,6 +2,9 @@
 
 import copy
 
+from hf_latentgen.evaluation.results import Results
+from hf_latentgen.rows.cards import render_card
+
 REPO_ID = "hf-latentgen/vae_digits"
 CONFIG = {"architecture": "course", "image_size": 8, "latent_dim": 2, "hidden_channels": [4, 4, 4]}
 
@@ -14,3 +17,8 @@ def change(results, path, value):
         target = target[key]
     target[path[-1]] = value
     return changed
+
+
+def render(results, pictures=("samples.png",)):
+    """The card of the contents of a `results.json`."""
+    return render_card(Results.from_dict(results), REPO_ID, pictures)

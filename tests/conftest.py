@@ -17,7 +17,7 @@ import pytest
 import torch
 
 # Failures in the shared test bodies show their values.
-pytest.register_assert_rewrite("cards_common", "data_common", "modeling_common", "training_common")
+pytest.register_assert_rewrite("cards_common", "data_common", "modeling_common", "rows_common", "training_common")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

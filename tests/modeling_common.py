@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 WEIGHTS = "model.safetensors"
+COMPILING = ("test_training_step_compiles_to_one_graph", "test_exported_model_runs_on_another_batch_size")
 # Fields of a small transformer of transformers.
 TINY = {
     "vocab_size": 50,
@@ -65,12 +66,22 @@ def assert_compiles(model: PreTrainedModel, inputs: dict[str, Tensor], backend: 
 class CommonModelTests:
     """A subclass sets `model_class`, overrides the fixture `config`, tiny, and `make_inputs`.
 
+    Compilers take seconds for a configuration: that named by `compiled` stands for those in `others`, which are slow.
+
     Its forward must be deterministic in `eval()`, return per-example tensors whose first axis is the batch, and a
     scalar `loss` that is a mean over the batch.
     """
 
     model_class: type[PreTrainedModel]
     auto_class = AutoModel
+    compiled: str
+    others: tuple[str, ...] = ()
+
+    def pytest_generate_tests(self, metafunc):
+        if "config" in metafunc.fixturenames and metafunc.function.__name__ in COMPILING:
+            slow = [pytest.param(name, marks=pytest.mark.slow) for name in self.others]
+            # As a mark, which takes the place of the parameters of the fixture.
+            metafunc.definition.add_marker(pytest.mark.parametrize("config", [self.compiled, *slow], indirect=True))
 
     @pytest.fixture
     def config(self) -> PreTrainedConfig:

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +11,23 @@ from hf_latentgen import (
     LocalTransformerImageConfig,
     load_images,
 )
-from hf_latentgen.evaluation.autoregressive import completions, draw, image_nats, measure
+from hf_latentgen.evaluation.likelihood import image_nats
+from hf_latentgen.evaluation.samples import completions
+from hf_latentgen.families import LOCAL_TRANSFORMER_IMAGE
+from hf_latentgen.families.family import Data, Options
+from hf_latentgen.hub.loading import Checkpoint
 from modeling_common import perturb
 
 TINY = {"image_size": 8, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def as_checkpoint(model):
+    return Checkpoint("made", Path(), model, None)
+
+
+def as_data(digits):
+    train, test = digits
+    return Data(train, train, test)
 
 
 def make(**fields):
@@ -42,7 +56,8 @@ def test_nats_of_a_split_are_those_of_its_images(digits, fields):
 
 def test_measured_numbers(digits):
     model = make()
-    metrics, diagnostics = measure(model, *digits, batch_size=32)
+    measured = LOCAL_TRANSFORMER_IMAGE.measure(as_checkpoint(model), as_data(digits), Options(batch_size=32))
+    metrics, diagnostics = measured.metrics, measured.diagnostics
     nats = image_nats(model, digits[1])
     assert metrics["nll_nats"] == pytest.approx(nats.mean())
     assert metrics["exact_bits_per_dim"] == pytest.approx(nats.mean() / 64 / math.log(2))
@@ -68,13 +83,3 @@ def test_completions_keep_the_upper_half(digits, fields):
     # The seven lower halves differ.
     assert all(len({image.numpy().tobytes() for image in row[1:]}) == 7 for row in grid)
     assert (originals[0, 0] == test.levels[0]).all()
-
-
-def test_pictures(digits):
-    results = {
-        "history": [{"epoch": 1.0, "eval_bits_per_dim": 3.0}],
-        "floor": {"bz2_bits_per_dim": 2.7},
-        "reference": [],
-    }
-    pictures = draw(make(), *digits, results, seed=0)
-    assert set(pictures) == {"samples", "samples_above_nearest_training_images", "completions", "history"}

@@ -10,10 +10,10 @@ from PIL import Image
 from hf_latentgen import LevelsDataset, LevelsImageProcessor, load_images
 from hf_latentgen.data import read_idx
 from hf_latentgen.evaluation.baselines import (
+    baseline_scores,
     bz2_bytes,
     counting_nats,
     counting_nats_reference,
-    floor_scores,
     num_context_levels,
     order0_nats,
     per_pixel_nats,
@@ -69,7 +69,7 @@ def test_histograms_match_brute_force(rng):
 
 def test_noise_costs_all_bits_and_stripes_almost_none(rng):
     noise = rng.integers(0, 4, (500, 1, 8, 8), dtype=np.uint8)
-    scores = floor_scores(noise[:400], noise[400:], 4)
+    scores = baseline_scores(noise[:400], noise[400:], 4)
     assert list(scores) == [
         "order0_bits_per_dim",
         "per_pixel_bits_per_dim",
@@ -81,7 +81,7 @@ def test_noise_costs_all_bits_and_stripes_almost_none(rng):
     assert scores["order0_bits_per_dim"] == pytest.approx(2, abs=0.01)
     assert min(scores.values()) > 1.99
     stripes = np.broadcast_to(np.arange(8, dtype=np.uint8).reshape(1, 1, 8, 1) % 4, (500, 1, 8, 8))
-    scores = floor_scores(stripes[:400], stripes[400:], 4)
+    scores = baseline_scores(stripes[:400], stripes[400:], 4)
     assert scores["order0_bits_per_dim"] == pytest.approx(2, abs=0.01)
     # Only the first row, where every neighbour is outside, and the left edge need more than the row above.
     assert scores["counting_4_bits_per_dim"] < 0.2
@@ -116,7 +116,7 @@ def test_png_files_of_noise_are_larger_than_the_pixels(rng):
     assert png_bytes(levels[:, :2], 256) > levels[:, :2].size
 
 
-def test_floor_of_real_4_bit_mnist(data_root):
+def test_baselines_of_real_4_bit_mnist(data_root):
     train = levels_from_uint8(read_idx(data_root / "mnist" / "train-images-idx3-ubyte.gz", 3)[:, None], 16)
     images = load_images("mnist", "test", data_dir=data_root)
     test = LevelsDataset(images, LevelsImageProcessor(num_levels=16)).levels.numpy()
@@ -143,4 +143,4 @@ def test_floor_of_real_4_bit_mnist(data_root):
 )
 def test_bad_input_is_refused(train, test, message):
     with pytest.raises(ValueError, match=message):
-        floor_scores(train, test, 4)
+        baseline_scores(train, test, 4)

@@ -13,7 +13,7 @@ from hf_latentgen.evaluation.text import (
     document_nats,
     full_context,
     sample_text,
-    text_floors,
+    text_baselines,
     text_scores,
     token_nats,
 )
@@ -144,12 +144,12 @@ def test_counting_is_the_interpolated_estimate_of_witten_and_bell():
     assert counting_bits_per_byte(b"", b"a" * 100, 2) < counting_bits_per_byte(b"", b"a" * 10, 2) < 8
 
 
-def test_floors():
+def test_baselines():
     text = b"the cat sat on the mat, the dog sat on the log. " * 40
-    floors = text_floors(text, text[:480])
-    assert floors["bz2_bits_per_byte"] == 8 * (len(bz2.compress(text + text[:480])) - len(bz2.compress(text))) / 480
-    assert floors["counting_4_bits_per_byte"] < 0.5 < floors["counting_0_bits_per_byte"]
-    assert set(floors) == {f"{name}_bits_per_byte" for name in ("bz2", "xz", "counting_0", "counting_4")}
+    baselines = text_baselines(text, text[:480])
+    assert baselines["bz2_bits_per_byte"] == 8 * (len(bz2.compress(text + text[:480])) - len(bz2.compress(text))) / 480
+    assert baselines["counting_4_bits_per_byte"] < 0.5 < baselines["counting_0_bits_per_byte"]
+    assert set(baselines) == {f"{name}_bits_per_byte" for name in ("bz2", "xz", "counting_0", "counting_4")}
 
 
 def test_sample_goes_on_from_the_prompt_and_is_valid_text(model):

@@ -5,7 +5,7 @@ import pytest
 
 from hf_latentgen.models.bits import nats_to_bits_per_dim
 
-FOLDER = "src/hf_latentgen/metrics/bits_per_dim"
+FOLDER = "src/hf_latentgen/evaluation/modules/bits_per_dim"
 
 
 @pytest.fixture(scope="module")

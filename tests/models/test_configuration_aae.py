@@ -18,7 +18,7 @@ OTHER = {
     "reconstruction_weight": 0.5,
     "reconstruction": "categorical",
     "posterior": "gaussian",
-    "prior": "flower",
+    "prior": "swiss_roll",
     "labelled_prior": True,
     "discriminator_channels": (5,),
     "discriminator_noise_std": 0.1,
@@ -117,6 +117,14 @@ def test_bad_value_is_refused_with_field_value_and_what_is_allowed(field, value,
 def test_prior_in_the_plane_needs_two_latents(prior, latent_dim):
     with pytest.raises(StrictDataclassError, match=f"latent_dim must be 2 for prior='{prior}', got {latent_dim}"):
         AAEConfig(prior=prior, latent_dim=latent_dim)
+
+
+def test_a_flower_has_a_petal_for_each_class():
+    # Two classes are the default of transformers, and two petals are no flower.
+    with pytest.raises(StrictDataclassError, match="num_labels must be at least 3, .*, got 2"):
+        AAEConfig(prior="flower", latent_dim=2)
+    assert AAEConfig(prior="flower", latent_dim=2, num_labels=3).num_classes == 3
+    AAEConfig(prior="swiss_roll", latent_dim=2)
 
 
 def test_labelled_prior_needs_a_prior_of_several_parts():

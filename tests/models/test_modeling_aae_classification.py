@@ -55,6 +55,8 @@ def seeded(seed=0):
 class TestCommonBehaviours(CommonModelTests):
     model_class = AAEForImageClassification
     auto_class = AutoModelForImageClassification
+    # The richest one: clusters, batch norm and two views.
+    compiled, others = "course-two-views", tuple(name for name in VARIANTS if name != "course-two-views")
 
     @pytest.fixture(params=VARIANTS)
     def config(self, request):

@@ -47,6 +47,7 @@ def build(**fields):
 class TestCommonBehaviours(CommonModelTests):
     model_class = LocalTransformerForCausalLM
     auto_class = AutoModelForCausalLM
+    compiled, others = "sliding", tuple(name for name in ALL if name != "sliding")
 
     # Without a cache, which is no tensor and cannot be compared.
     @pytest.fixture(params=ALL)

@@ -48,6 +48,8 @@ def seeded(seed=0):
 
 class TestCommonBehaviours(CommonModelTests):
     model_class = LocalTransformerForImageGeneration
+    compiled = "colour, one row, classes"
+    others = ("grey", "wide context", *SPANS)
 
     @pytest.fixture(params=VARIANTS | SPANS)
     def config(self, request):

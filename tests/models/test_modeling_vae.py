@@ -57,6 +57,7 @@ def seeded(seed=0):
 
 class TestCommonBehaviours(CommonModelTests):
     model_class = VAEModel
+    compiled, others = "course", ("resnet", "mlp")
 
     @pytest.fixture(params=ARCHITECTURES)
     def config(self, request):
@@ -69,6 +70,7 @@ class TestCommonBehaviours(CommonModelTests):
 
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler for torch's inductor")
+@pytest.mark.slow
 def test_inductor_compiles_the_model():
     # The compiler takes seconds for each layer.
     config = VAEConfig(architecture="mlp", image_size=4, num_levels=4, latent_dim=2, hidden_channels=(8,))

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from training_common import launch_two_processes
 
 # Two interpreters that import torch share what cores there are.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 # Runs in every process; its argument is the folder of the results.
 CHILD = """

@@ -8,8 +8,8 @@ import pytest
 from safetensors.torch import load_file
 
 from hf_latentgen import AAEForImageClassification, AAEModel
+from hf_latentgen.rows.recipes import load_recipe, train_recipe
 from hf_latentgen.training.few_labels import FewLabelsDataset
-from hf_latentgen.training.recipes import load_recipe, train_recipe
 from hf_latentgen.training.resume import complete_checkpoints
 from training_common import assert_resumed_is_straight, assert_same_checkpoint, assert_same_state
 
@@ -53,7 +53,8 @@ training:
 CHILD = """
 import os, signal, sys
 
-from hf_latentgen.training import adversarial, recipes
+from hf_latentgen.rows import recipes
+from hf_latentgen.training import adversarial
 
 compute_loss = adversarial.AdversarialTrainer.compute_loss
 
@@ -95,6 +96,7 @@ def test_resumed_training_is_bit_identical(make_adversary, labelled_digits, digi
     assert_resumed_is_straight(make_adversary, tmp_path, step, common)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_killed_training_resumes_bit_identically(tmp_path):
     config, killed, straight = tmp_path / "small.yaml", tmp_path / "killed", tmp_path / "straight"

@@ -12,7 +12,7 @@ from hf_latentgen.models import distributions
 from training_common import launch_two_processes
 
 # Three interpreters that import torch share what cores there are.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 # Runs in every process; its arguments are the folder of the results and the batch size of a process.
 CHILD = """
@@ -156,5 +156,5 @@ def test_one_process_draws_the_pictures(two_processes):
 def test_a_row_trains_in_two_processes_of_which_one_reports(repository, tmp_path):
     command = (repository / "scripts" / "train.py", repository / "configs" / "vae_digits.yaml", "training.max_steps=2")
     output = launch_two_processes(repository, *command, "--output-dir", tmp_path / "row")
-    assert output.count("trained model, image processor and run.json: ") == 1
+    assert output.count("trained model, its processor and run.json: ") == 1
     assert (tmp_path / "row" / "model.safetensors").is_file()

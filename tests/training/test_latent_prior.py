@@ -4,12 +4,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_latentgen import AAEConfig, AAEForImageClassification, LatentTrainingArguments
-from hf_latentgen.evaluation.results import evaluate_checkpoint
+from hf_latentgen import AAEConfig, AAEForImageClassification, LatentGenPipeline, LatentTrainingArguments, load
+from hf_latentgen.evaluation.results import Results
+from hf_latentgen.families import PRIOR
+from hf_latentgen.families.family import Options, Setup
 from hf_latentgen.models.modeling_latent_denoiser import LatentDenoiser
-from hf_latentgen.pipelines import LatentGenPipeline
-from hf_latentgen.training.latent_prior import LatentsDataset, PriorTrainer, encoded, prior_parts
-from hf_latentgen.training.recipes import load_recipe, train_recipe
+from hf_latentgen.rows.evaluation import evaluate, write_evaluation
+from hf_latentgen.rows.recipes import load_recipe, train_recipe
+from hf_latentgen.training.latent_prior import LatentsDataset, PriorTrainer, encoded
 from training_common import AtStep, assert_equal_weights, assert_resumed_is_straight, weights_of
 
 RECIPE = """
@@ -24,6 +26,10 @@ training:
   logging_steps: 1
   ema_decay: 0.5
 """
+
+
+def prior_parts(**section):
+    return PRIOR.make_parts(Setup(section, {"name": "digits"}, None, seed=0, checkpoint=None))
 
 
 def save(model, folder, processor):
@@ -99,7 +105,7 @@ def test_one_step_changes_every_trained_layer(make_prior):
 
 def test_latents_are_drawn_anew_from_the_posteriors(make_prior):
     trainer = make_prior()
-    batch = trainer.train_dataset.__getitems__([0, 1, 2])
+    batch = trainer.train_dataset.gather([0, 1, 2])
     assert {name: values.shape for name, values in batch.items()} == {"mean": (3, 3), "std": (3, 3)}
     assert torch.equal(trainer.train_dataset[1]["std"], batch["std"][1])
     first, second = (trainer.compute_loss(trainer.model, batch) for _ in range(2))
@@ -126,7 +132,7 @@ def test_recipe_ends_in_a_pipeline(recipe, autoencoder, tmp_path):
 
 
 def test_latents_are_standardised(autoencoder):
-    parts = prior_parts({"autoencoder": str(autoencoder), "hidden_size": 16}, "digits", None)
+    parts = prior_parts(autoencoder=str(autoencoder), hidden_size=16)
     data, denoiser = parts["train_dataset"], parts["model"]
     drawn = data.means + data.stds * torch.randn(data.means.shape)
     sample = denoiser.standardise(drawn)
@@ -170,15 +176,18 @@ def test_prior_needs_one_group_of_latents_and_a_new_denoiser(recipe, processor, 
     classifier = AAEForImageClassification(AAEConfig(**fields, discriminator_channels=[8], num_labels=10))
     folder = save(classifier, tmp_path / "classifier", processor)
     with pytest.raises(ValueError, match=r"must have a single group of latents, got groups of \[10, 2\]"):
-        prior_parts({"autoencoder": str(folder)}, "digits", None)
+        prior_parts(autoencoder=str(folder))
     with pytest.raises(ValueError, match="must name the checkpoint of an autoencoder"):
-        prior_parts({}, "digits", None)
+        prior_parts()
+    with pytest.raises(ValueError, match="must be 'latentgen_prior', .*, got 'latentgen_aae'"):
+        train_recipe(load_recipe(recipe), tmp_path / "run", checkpoint=load(folder))
+    trained = train_recipe(load_recipe(recipe), tmp_path / "run")
     with pytest.raises(ValueError, match="starts from a new denoiser"):
-        train_recipe(load_recipe(recipe), tmp_path / "run", checkpoint=str(folder))
+        train_recipe(load_recipe(recipe), tmp_path / "another", checkpoint=load(trained))
 
 
 def test_evaluation_scores_both_priors(recipe, processor, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_latentgen.evaluation.latent_prior.NUM_DRAWN", 300)
+    monkeypatch.setattr("hf_latentgen.families.prior.NUM_DRAWN", 300)
     torch.manual_seed(0)
     # The judge reads other levels than the autoencoder.
     fields = {"architecture": "mlp", "image_size": 8, "latent_dim": 2, "hidden_channels": [16], "num_levels": 256}
@@ -187,18 +196,19 @@ def test_evaluation_scores_both_priors(recipe, processor, tmp_path, monkeypatch)
     judge.save_pretrained(judge_folder)
     type(processor)(size={"height": 8, "width": 8}, num_levels=256).save_pretrained(judge_folder)
     run = train_recipe(load_recipe(recipe), tmp_path / "run")
-    with pytest.raises(ValueError, match="judged by a classifier"):
-        evaluate_checkpoint(run, tmp_path / "row")
-    folder = evaluate_checkpoint(run, tmp_path / "row", classifier=judge_folder)
-    results = json.loads((folder / "results.json").read_text())
+    with pytest.raises(ValueError, match="classifier must be given for a latent diffusion prior"):
+        evaluate(load(run))
+    evaluation = evaluate(load(run), options=Options(classifier=load(judge_folder)))
+    folder = write_evaluation(evaluation, run, tmp_path / "row")
+    results = Results.read(folder)
     for name in ("in_domain_frechet_distance", "in_domain_frechet_distance_of_means", "in_domain_coverage"):
-        assert results["metrics"][name] >= 0
-        assert results["metrics"][f"{name}_of_own_prior"] >= 0
-    floor = results["diagnostics"]["in_domain_frechet_distance_of_train"]
-    assert results["metrics"]["in_domain_frechet_distance"] > floor
-    assert results["num_parameters"] == LatentDenoiser(3, hidden_size=16, num_blocks=1).num_parameters()
-    assert results["model"]["latent_dim"] == 3
-    assert results["autoencoder"]["model_type"] == "latentgen_vae"
+        assert results.metrics[name] >= 0
+        assert results.metrics[f"{name}_of_own_prior"] >= 0
+    reachable = results.diagnostics["in_domain_frechet_distance_of_train"]
+    assert results.metrics["in_domain_frechet_distance"] > reachable
+    assert results.num_parameters == LatentDenoiser(3, hidden_size=16, num_blocks=1).num_parameters()
+    assert results.model["latent_dim"] == 3
+    assert results.autoencoder["model_type"] == "latentgen_vae"
     pictures = sorted(path.name for path in (folder / "images").iterdir())
     assert pictures == [
         "history.png",
@@ -210,4 +220,8 @@ def test_evaluation_scores_both_priors(recipe, processor, tmp_path, monkeypatch)
     ]
     assert LatentGenPipeline.from_pretrained(folder).denoiser is not None
     # A second evaluation replaces the first one.
-    evaluate_checkpoint(run, folder, classifier=judge_folder)
+    assert write_evaluation(evaluation, run, folder) == folder
+    # A published row, which has no run.json, is scored with what its results tell.
+    again = evaluate(load(folder), options=Options(classifier=load(judge_folder))).results
+    assert again.metrics == results.metrics
+    assert again.model == results.model

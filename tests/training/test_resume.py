@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from hf_latentgen import LatentTrainingArguments
 from hf_latentgen.data import load_images, stream_levels
-from hf_latentgen.training.recipes import load_recipe, train_recipe
+from hf_latentgen.rows.recipes import load_recipe, train_recipe
 from hf_latentgen.training.resume import (
     PARTS,
     SETTINGS,
@@ -238,6 +238,7 @@ def test_complete_checkpoints_are_those_written_to_their_end(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_killed_training_resumes_bit_identically(tmp_path, repository, monkeypatch, capsys):
     config = tmp_path / "small.yaml"
@@ -248,7 +249,8 @@ def test_killed_training_resumes_bit_identically(tmp_path, repository, monkeypat
     with (tmp_path / "output.txt").open("w") as output:
         child = subprocess.Popen(command, stdout=output, stderr=output, cwd=tmp_path)
         try:
-            while not (killed / "checkpoint-10" / "trainer_state.json").is_file() and child.poll() is None:
+            # A file that is there need not be whole yet.
+            while killed / "checkpoint-10" not in complete_checkpoints(killed) and child.poll() is None:
                 time.sleep(0.005)
         finally:
             child.send_signal(signal.SIGKILL)

@@ -87,12 +87,12 @@ def image_nats(model: LatentGenModel, dataset: LevelsDataset, batch_size: int = 
     if len(dataset) < 2:
         raise ValueError(f"dataset must hold at least 2 images, got {len(dataset)}")
     model.eval()
-    is_conditional = model.config.is_class_conditional
+    labels = dataset.labels if model.num_sample_classes > 0 else None
     nats = []
     for start in logging.tqdm(range(0, len(dataset), batch_size), desc="likelihood"):
         part = slice(start, start + batch_size)
-        labels = dataset.labels[part].to(model.device) if is_conditional and dataset.labels is not None else None
-        output = model(dataset.levels[part].to(model.device), labels=labels, return_loss=False)
+        classes = {} if labels is None else {"labels": labels[part].to(model.device)}
+        output = model(dataset.levels[part].to(model.device), return_loss=False, **classes)
         nats.append(output.negative_log_likelihood.double().cpu())
     scores = torch.cat(nats).numpy()
     if not np.isfinite(scores).all():

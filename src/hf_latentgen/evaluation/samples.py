@@ -145,7 +145,7 @@ def completions(model: LatentGenModel, test: LevelsDataset, seed: int = 0) -> Te
     images = test.levels[chosen]
     repeated = images.repeat_interleave(NUM_COMPLETIONS, 0).to(model.device)
     labels = None
-    if model.config.is_class_conditional and test.labels is not None:
+    if model.num_sample_classes > 0 and test.labels is not None:
         labels = test.labels[chosen].repeat_interleave(NUM_COMPLETIONS).to(model.device)
     generator = torch.Generator().manual_seed(seed)
     drawn = model.complete(repeated, images.shape[2] // 2, generator, labels=labels).cpu()

@@ -1,4 +1,4 @@
-"""The metric `bits_per_byte`, loaded offline with `evaluate.load("src/hf_latentgen/metrics/bits_per_byte")`."""
+"""The metric `bits_per_byte`: `evaluate.load("src/hf_latentgen/evaluation/modules/bits_per_byte")`, offline."""
 
 import datasets
 import evaluate
@@ -19,7 +19,7 @@ Returns:
     `bits_per_byte` (`float`): all nats over all bytes. Each byte counts once, however the text was cut into windows.
 
 Examples:
-    >>> metric = evaluate.load("src/hf_latentgen/metrics/bits_per_byte")
+    >>> metric = evaluate.load("src/hf_latentgen/evaluation/modules/bits_per_byte")
     >>> result = metric.compute(negative_log_likelihoods=[1500.0, 40.0], num_bytes=[1000, 20])
     >>> round(result["bits_per_byte"], 3)
     2.178

@@ -1,4 +1,4 @@
-"""The metric `bits_per_dim`, loaded offline with `evaluate.load("src/hf_latentgen/metrics/bits_per_dim")`."""
+"""The metric `bits_per_dim`: `evaluate.load("src/hf_latentgen/evaluation/modules/bits_per_dim")`, offline."""
 
 import datasets
 import evaluate
@@ -20,7 +20,7 @@ Returns:
     `bits_per_dim` (`float`): over all images. Each image counts once, however the images were split into batches.
 
 Examples:
-    >>> metric = evaluate.load("src/hf_latentgen/metrics/bits_per_dim")
+    >>> metric = evaluate.load("src/hf_latentgen/evaluation/modules/bits_per_dim")
     >>> round(metric.compute(negative_log_likelihoods=[282.0], num_dims=784)["bits_per_dim"], 3)
     0.519
 """

@@ -3,9 +3,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_the_demo_leaves_a_loadable_model_its_pictures_and_a_card_and_prints_the_score(tmp_path):
     left_before = tmp_path / "runs" / "demo" / "of_an_earlier_demo.txt"
     left_before.parent.mkdir(parents=True)

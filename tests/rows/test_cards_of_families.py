@@ -5,9 +5,13 @@ import re
 import pytest
 
 import hf_latentgen
-from cards_common import CONFIG, REPO_ID, change
-from hf_latentgen.cards.model_card import render_card
-from hf_latentgen.cards.tables import results_table
+from cards_common import CONFIG, REPO_ID, change, render
+from hf_latentgen.evaluation.results import Results
+from hf_latentgen.rows.tables import results_tables
+
+
+def tables(*rows):
+    return results_tables([Results.from_dict(results) for results in rows], "../model_cards")
 
 
 @pytest.fixture
@@ -18,7 +22,7 @@ def adversarial(results):
     other = change(results, ("row",), "aae_digits")
     other["model"] = {"model_type": "latentgen_aae", "architectures": None, **{key: config[key] for key in fields}}
     other["metrics"] = {"reconstruction_mse_minus1_1": 0.0432, "code_min_std": 0.91, "code_max_std": 1.02}
-    other["reference"], other["floor"] = [], {}
+    other["reference"], other["baseline"] = [], {}
     other["history"] = [{"epoch": 1, "eval_reconstruction_loss": 0.2}, {"epoch": 2, "eval_reconstruction_loss": 0.1}]
     return other
 
@@ -28,11 +32,12 @@ def classifier(adversarial):
     """The results of a classifier of few labels."""
     other = change(adversarial, ("model", "architectures"), ["AAEForImageClassification"])
     other["metrics"] |= {"test_error": 0.031, "test_error_mean": 0.033, "test_error_std": 0.002}
-    return other | {"row": "aae_semi", "num_labelled": 100, "test_errors_of_draws": [0.031, 0.035]}
+    options = {"num_labelled": 100}
+    return other | {"row": "aae_semi", "dataset_options": options, "test_errors_of_draws": [0.031, 0.035]}
 
 
 def test_card_of_an_adversarial_autoencoder(adversarial):
-    card = render_card(adversarial, REPO_ID)
+    card = render(adversarial)
     assert card.data.pipeline_tag == "unconditional-image-generation"
     for text in (
         "An adversarial autoencoder of 8x8 images of scikit-learn digits: **reconstruction, mean squared error",
@@ -51,11 +56,11 @@ def test_card_of_an_adversarial_autoencoder(adversarial):
     ("weight", "text"), [(1, "An autoencoder without adversary"), (0, "the decoder gets no gradient at all")]
 )
 def test_card_says_what_the_ends_of_lambda_mean(adversarial, weight, text):
-    assert text in str(render_card(change(adversarial, ("model", "reconstruction_weight"), weight), REPO_ID))
+    assert text in str(render(change(adversarial, ("model", "reconstruction_weight"), weight)))
 
 
 def test_card_of_a_classifier(classifier):
-    card = render_card(classifier, REPO_ID)
+    card = render(classifier)
     assert card.data.pipeline_tag == "image-classification"
     for text in (
         "that was told the classes of 100 images, and none of the others: **classification error, mean over trainings",
@@ -65,7 +70,7 @@ def test_card_of_a_classifier(classifier):
         assert text in str(card)
     assert "One training run" not in str(card)
     classifier["model"]["num_clusters"] = 30
-    clusters = str(render_card(classifier, REPO_ID))
+    clusters = str(render(classifier))
     assert "30 clusters found without labels" in clusters
     assert "Error of 2 trainings, which differ in their seeds: 0.0310, 0.0350." in clusters
 
@@ -95,7 +100,7 @@ def local(request, results, tmp_path):
         other |= {"dataset": "tinyshakespeare", "sample_text": "To be"}
         other |= {
             "metrics": {"bits_per_byte": 2.0432, "dynamic_bits_per_byte": 1.9321},
-            "floor": {"bz2_bits_per_byte": 2.4644},
+            "baseline": {"bz2_bits_per_byte": 2.4644},
         }
         other |= {"diagnostics": {"context": 8, "num_bytes": 55770}, "history": []}
         hf_latentgen.LocalTransformerForCausalLM(config).save_pretrained(tmp_path / "model")
@@ -111,8 +116,8 @@ def local(request, results, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 def test_card_of_a_local_transformer(local, tmp_path, monkeypatch, capsys):
-    card = render_card(local, REPO_ID, [])
-    reads_text = "sample_text" in local
+    card = render(local, [])
+    reads_text = local["sample_text"] is not None
     score = "2.0432 bits/byte" if reads_text else "1.8432 bits/dim"
     task = "text-generation" if reads_text else "unconditional-image-generation"
     assert card.data.pipeline_tag == task
@@ -122,7 +127,7 @@ def test_card_of_a_local_transformer(local, tmp_path, monkeypatch, capsys):
     assert ("To be" in str(card)) == reads_text
     assert ("| 1.9321 |" in str(card) and "In dynamic evaluation" in str(card)) == reads_text
     assert "upper bound |" not in str(card)
-    assert f"| {score.split()[0]} |" in results_table([local])
+    assert f"| {score.split()[0]} |" in tables(local)
     monkeypatch.chdir(tmp_path)
     (snippet,) = re.findall(r"```python\n(.*?)```", str(card), re.DOTALL)
     code = snippet.replace(REPO_ID, str(tmp_path / "model")).replace("max_new_tokens=200", "max_new_tokens=9")
@@ -133,20 +138,20 @@ def test_card_of_a_local_transformer(local, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 def test_card_tells_of_the_copies_and_of_the_neighbourhood(local):
-    card = str(render_card(local | {"dataset_options": {"renamed_copies": 26, "block_size": 64}}, REPO_ID, []))
-    if "sample_text" in local:
+    card = str(render(local | {"dataset_options": {"renamed_copies": 26, "block_size": 64}}, []))
+    if local["sample_text"] is not None:
         assert "trained on 26 copies of the training text" in card
         assert "the idea came from there" in card
         assert "| `renamed_copies` | 26 |" in card
-        assert "copies of the training text" not in str(render_card(local, REPO_ID, []))
+        assert "copies of the training text" not in str(render(local, []))
         return
     assert "the pixel before, of those above, above to the left and above to the right" in card
-    wider = str(render_card(change(local, ("model", "context_radius"), 3), REPO_ID, []))
+    wider = str(render(change(local, ("model", "context_radius"), 3), []))
     assert "the 24 pixels before it that are at most 3 rows and columns away" in wider
 
 
 def test_tables_have_a_part_for_each_family(results, adversarial, classifier):
-    table = results_table([results, adversarial, classifier])
+    table = tables(results, adversarial, classifier)
     assert table.index("Variational autoencoders") < table.index("Adversarial autoencoders")
     assert "| 0.995 | 0.0432 | - | 0.910 to 1.020 | - | - | - | - | - | - | 2 min 07 s |" in table
     assert "| 0.0330 ± 0.0020 |" in table
@@ -160,7 +165,7 @@ def test_snippets_of_adversarial_cards_run_offline(name, adversarial, classifier
     processor = hf_latentgen.LevelsImageProcessor(size={"height": 8, "width": 8}, num_levels=256)
     processor.save_pretrained(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    (snippet,) = re.findall(r"```python\n(.*?)```", str(render_card(chosen, REPO_ID)), re.DOTALL)
+    (snippet,) = re.findall(r"```python\n(.*?)```", str(render(chosen)), re.DOTALL)
     exec(compile(snippet.replace(REPO_ID, str(tmp_path / "model")), "snippet", "exec"), {})
     assert (tmp_path / "styles.png").exists() == (name == "AAEForImageClassification")
 
@@ -175,13 +180,13 @@ def prior(results):
     other["metrics"] = {"in_domain_frechet_distance": 25.125, "in_domain_frechet_distance_of_means": 26.5}
     other["metrics"] |= {"in_domain_frechet_distance_of_own_prior": 81.25, "in_domain_coverage": 0.75}
     other["diagnostics"] = {"in_domain_frechet_distance_of_means_of_encoded": 9.5}
-    other["reference"], other["floor"] = [], {}
+    other["reference"], other["baseline"] = [], {}
     other["history"] = [{"epoch": 1, "eval_velocity_mse": 0.99}, {"epoch": 2, "eval_velocity_mse": 0.92}]
     return other
 
 
 def test_card_of_a_latent_prior(prior):
-    card = render_card(prior, REPO_ID, ["samples.png", "samples_own_prior.png"])
+    card = render(prior, ["samples.png", "samples_own_prior.png"])
     assert card.data.library_name == "diffusers"
     for text in (
         "A latent diffusion prior of 8x8 images of scikit-learn digits: a denoiser draws the latents",
@@ -199,7 +204,7 @@ def test_card_of_a_latent_prior(prior):
 
 
 def test_table_of_latent_priors(prior):
-    table = results_table([prior])
+    table = tables(prior)
     headers = "| Row | Data | Parameters | Frechet, diffusion | Frechet, own prior |"
-    assert table.startswith(f"Latent diffusion priors\n\n{headers}")
+    assert table.startswith(f"## Latent diffusion priors\n\n{headers}")
     assert "| 12,345 | 25.12 | 81.25 | 0.750 | - | 2 min 07 s |" in table

@@ -1,7 +1,5 @@
 """Adversarial autoencoders on real digits, from a checkpoint to the folder of a row."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -13,12 +11,17 @@ from hf_latentgen import (
     AAEModel,
     LevelsDataset,
     LevelsImageProcessor,
+    load,
     load_images,
 )
-from hf_latentgen.cards.model_card import card_text
-from hf_latentgen.evaluation.aae import code_samples, drawn_samples, in_domain_scores
 from hf_latentgen.evaluation.clusters import classification_error, name_clusters
-from hf_latentgen.evaluation.results import evaluate_checkpoint
+from hf_latentgen.evaluation.features import in_domain_scores
+from hf_latentgen.evaluation.results import Results
+from hf_latentgen.evaluation.samples import code_samples, drawn_samples
+from hf_latentgen.families.family import Options
+from hf_latentgen.rows.cards import card_text
+from hf_latentgen.rows.evaluation import evaluate, write_evaluation
+from rows_common import save_checkpoint, write_run
 
 TINY = {"architecture": "mlp", "image_size": 8, "num_levels": 16, "hidden_channels": (12,), "num_labels": 10}
 CODE_SCORES = {"code_max_abs_mean", "code_min_std", "code_max_std", "code_energy_distance", "code_energy_p_value"}
@@ -31,7 +34,7 @@ IN_DOMAIN_SCORES = {
 @pytest.fixture(autouse=True)
 def fewer_samples(monkeypatch):
     """Enough for every score to be defined."""
-    monkeypatch.setattr("hf_latentgen.evaluation.aae.NUM_DRAWN", 400)
+    monkeypatch.setattr("hf_latentgen.families.aae.NUM_DRAWN", 400)
 
 
 @pytest.fixture(scope="module")
@@ -45,45 +48,34 @@ def digits(processor):
 
 
 @pytest.fixture
-def checkpoint(tmp_path, processor):
+def checkpoint(tmp_path):
     """Writes a checkpoint, as a training leaves it, of a new model."""
 
     def write(name, model_class, seed=0, dataset=None, **fields):
         torch.manual_seed(seed)
-        model = model_class(AAEConfig(**(TINY | fields)))
-        model.save_pretrained(tmp_path / name)
-        processor.save_pretrained(tmp_path / name)
-        run = {
-            "row": name,
-            "config": f"configs/{name}.yaml",
-            "overrides": [],
-            "train_command": "",
-            "train_seconds": 1.5,
-            "seed": 42,
-            "hardware": "a computer",
-            "versions": {"torch": "2.6"},
-            "git_commit": "0" * 40,
-            "dataset": {"name": "digits"} | (dataset or {}),
-            "training": {"num_train_epochs": 2},
-            "reference": [],
-            "history": [{"epoch": 1.0, "eval_reconstruction_loss": 0.3}],
-        }
-        (tmp_path / name / "run.json").write_text(json.dumps(run))
-        return tmp_path / name
+        folder = save_checkpoint(model_class(AAEConfig(**(TINY | fields))), tmp_path / name)
+        data = {"name": "digits"} | (dataset or {})
+        write_run(folder, dataset=data, history=[{"epoch": 1.0, "eval_reconstruction_loss": 0.3}])
+        return folder
 
     return write
 
 
+def evaluated(checkpoint, folder, **options):
+    """The results that were written of a checkpoint, and their folder."""
+    write_evaluation(evaluate(load(checkpoint), options=Options(**options)), checkpoint, folder)
+    return Results.read(folder), folder
+
+
 def test_autoencoder_is_scored_without_a_classifier(checkpoint, tmp_path):
-    folder = evaluate_checkpoint(checkpoint("aae", AAEModel, latent_dim=2), tmp_path / "out")
-    results = json.loads((folder / "results.json").read_text())
-    metrics = results["metrics"]
+    results, folder = evaluated(checkpoint("aae", AAEModel, latent_dim=2), tmp_path / "out")
+    metrics = results.metrics
     expected = {"reconstruction_mse_minus1_1", "reconstruction_mse", "linear_probe_accuracy", "parzen_nats"}
     assert expected | CODE_SCORES <= set(metrics)
     assert not IN_DOMAIN_SCORES & set(metrics)
     assert metrics["reconstruction_mse_minus1_1"] == pytest.approx(4 * metrics["reconstruction_mse"])
-    assert results["num_images"] == 300
-    assert results["floor"] == {}
+    assert results.num_images == 300
+    assert results.baseline == {}
     pictures = {path.name for path in (folder / "images").iterdir()}
     assert {"samples.png", "reconstructions.png", "interpolations.png", "manifold.png", "latents.png"} <= pictures
     assert "An adversarial autoencoder of 8x8 images" in card_text(folder, "org/name")
@@ -93,17 +85,17 @@ def test_classifier_is_judged_and_its_draws_are_averaged(checkpoint, tmp_path, d
     few = {"num_labelled": 100}
     paths = [checkpoint(f"semi_{seed}", AAEForImageClassification, seed, few) for seed in range(3)]
     judge = checkpoint("judge", AAEForImageClassification, 7)
-    folder = evaluate_checkpoint(paths[0], tmp_path / "out", classifier=judge, draws=paths[1:])
-    results = json.loads((folder / "results.json").read_text())
-    metrics = results["metrics"]
+    draws = tuple(load(path) for path in paths[1:])
+    results, folder = evaluated(paths[0], tmp_path / "out", classifier=load(judge), draws=draws)
+    metrics = results.metrics
     assert set(metrics) >= IN_DOMAIN_SCORES
     errors = [classification_error(AAEForImageClassification.from_pretrained(path), digits["test"]) for path in paths]
-    assert results["test_errors_of_draws"] == pytest.approx(errors)
+    assert results.test_errors_of_draws == pytest.approx(errors)
     assert metrics["test_error"] == pytest.approx(errors[0])
     assert metrics["test_error_mean"] == pytest.approx(np.mean(errors))
     assert metrics["test_error_std"] == pytest.approx(np.std(errors, ddof=1))
     judged = classification_error(AAEForImageClassification.from_pretrained(judge), digits["test"])
-    assert results["diagnostics"]["in_domain_classifier_test_error"] == pytest.approx(judged)
+    assert results.diagnostics["in_domain_classifier_test_error"] == pytest.approx(judged)
     assert (folder / "images" / "styles.png").is_file()
     card = card_text(folder, "org/name")
     assert "told the classes of 100 images" in card
@@ -112,26 +104,24 @@ def test_classifier_is_judged_and_its_draws_are_averaged(checkpoint, tmp_path, d
 
 def test_named_clusters_survive_the_results(checkpoint, tmp_path):
     path = checkpoint("clusters", AAEForImageClassification, num_clusters=4, cluster_labels=(1, 0, 1, 9))
-    folder = evaluate_checkpoint(path, tmp_path / "out")
-    results = json.loads((folder / "results.json").read_text())
-    config = AutoConfig.for_model(**results["model"])
+    results, _ = evaluated(path, tmp_path / "out")
+    config = AutoConfig.for_model(**results.model)
     assert list(config.cluster_labels) == [1, 0, 1, 9]
     assert config.num_labels == 10
-    assert results["metrics"]["test_error"] > 0.5
+    assert results.metrics["test_error"] > 0.5
 
 
 def test_a_model_without_classes_cannot_judge(checkpoint, tmp_path):
     path = checkpoint("aae", AAEModel)
-    with pytest.raises(ValueError, match=r"classifier must be an AAEForImageClassification, got .*aae"):
-        evaluate_checkpoint(path, tmp_path / "out", classifier=path)
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match=r"classifier must be an image classifier, got .*aae"):
+        evaluate(load(path), options=Options(classifier=load(path)))
 
 
 def test_a_judge_reads_images_of_the_same_kind(digits):
     judge = AAEForImageClassification(AAEConfig(**(TINY | {"image_size": 9})))
     samples = torch.zeros(10, 1, 8, 8)
     with pytest.raises(ValueError, match=r"classifier must read images of shape \[1, 8, 8\], got one for \[1, 9, 9\]"):
-        in_domain_scores(judge, samples, digits["train"], digits["test"], 128)
+        in_domain_scores(judge, samples, digits["train"], digits["test"], 128, num_levels=16)
     judge = AAEForImageClassification(AAEConfig(**(TINY | {"num_levels": 256})))
     with pytest.raises(ValueError, match="classifier must read images of 16 levels, got one for 256"):
         in_domain_scores(judge, samples, digits["train"], digits["test"], 128, num_levels=16)
@@ -141,9 +131,9 @@ def test_real_images_as_samples_score_like_training_images(digits):
     torch.manual_seed(0)
     judge = AAEForImageClassification(AAEConfig(**TINY))
     train, test = digits["train"], digits["test"]
-    real, floor = in_domain_scores(judge, train.levels[:300].float(), train, test, 128)
-    black, _ = in_domain_scores(judge, torch.zeros(300, 1, 8, 8), train, test, 128)
-    assert real["in_domain_frechet_distance"] < 3 * floor["in_domain_frechet_distance_of_train"] + 1e-3
+    real, reachable = in_domain_scores(judge, train.levels[:300].float(), train, test, 128, num_levels=16)
+    black, _ = in_domain_scores(judge, torch.zeros(300, 1, 8, 8), train, test, 128, num_levels=16)
+    assert real["in_domain_frechet_distance"] < 3 * reachable["in_domain_frechet_distance_of_train"] + 1e-3
     assert black["in_domain_frechet_distance"] > 10 * real["in_domain_frechet_distance"]
     assert real["in_domain_coverage"] > 0.8 > black["in_domain_coverage"]
 

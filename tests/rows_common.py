@@ -1,0 +1,49 @@
+"""What the tests of rows share: checkpoints as a training leaves them."""
+
+import json
+
+import torch
+
+from hf_latentgen import LevelsImageProcessor, VAEConfig, VAEModel
+
+TINY_VAE = {"architecture": "mlp", "image_size": 8, "latent_dim": 2, "hidden_channels": [16]}
+
+
+def write_run(folder, **fields):
+    """Write the record of a training on digits."""
+    run = {
+        "row": folder.name,
+        "config": f"configs/{folder.name}.yaml",
+        "overrides": [],
+        "train_command": f"python scripts/train.py configs/{folder.name}.yaml",
+        "train_seconds": 1.5,
+        "seed": 42,
+        "hardware": "a computer",
+        "versions": {"torch": "2.6"},
+        "git_commit": "0" * 40,
+        "dataset": {"name": "digits"},
+        "model": {},
+        "training": {"num_train_epochs": 2},
+        "num_parameters": 1,
+        "reference": [],
+        "history": [],
+    }
+    (folder / "run.json").write_text(json.dumps(run | fields))
+
+
+def save_checkpoint(model, folder, num_levels=16):
+    """The folder of a model of 8x8 images, saved with its processor."""
+    model.save_pretrained(folder)
+    LevelsImageProcessor(size={"height": 8, "width": 8}, num_levels=num_levels).save_pretrained(folder)
+    return folder
+
+
+def save_vae(folder, **fields):
+    """The folder of a new VAE."""
+    torch.manual_seed(0)
+    return save_checkpoint(VAEModel(VAEConfig(**(TINY_VAE | fields))), folder)
+
+
+def names(folder):
+    """Names of all that lies in a folder or below it."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))

@@ -1,0 +1,422 @@
+"""The command `hf-latentgen`, in the process of the tests."""
+
+import csv
+import io
+import json
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from hf_latentgen import (
+    ByteTokenizer,
+    LevelsImageProcessor,
+    LocalTransformerConfig,
+    LocalTransformerForCausalLM,
+    load,
+    load_images,
+)
+from hf_latentgen.evaluation.results import Results
+from hf_latentgen.hub import loading
+from hf_latentgen_cli import app
+from rows_common import names, save_vae, write_run
+
+RECIPE = """
+dataset: {name: digits}
+model: {architecture: mlp, image_size: 8, latent_dim: 2, hidden_channels: [8]}
+training:
+  max_steps: 2
+  per_device_train_batch_size: 32
+  save_strategy: steps
+  save_steps: 1
+  disable_tqdm: true
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """The folder from which commands run, with a recipe."""
+    (tmp_path / "small.yaml").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Runs the words of a command. Returns what it printed, once the exit code is as expected."""
+
+    def run(words, code=0):
+        arguments = shlex.split(words)
+        monkeypatch.setattr("sys.argv", ["hf-latentgen", *arguments])
+        done = CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments)
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        assert done.exit_code == code, done.output
+        return done.output
+
+    return run
+
+
+@pytest.fixture
+def refused(command):
+    """Runs the words of a command that must end with one line that says why. Returns it."""
+
+    def run(words):
+        # transformers and diffusers may have logged something before.
+        (line,) = (line for line in command(words, code=1).splitlines() if line.startswith("error: "))
+        return line
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+    """A checkpoint as a training leaves it."""
+    folder = save_vae(tmp_path_factory.mktemp("runs") / "vae_small")
+    write_run(folder)
+    return folder
+
+
+@pytest.fixture
+def checkpoint(vae, here):
+    """A copy of it to change."""
+    return shutil.copytree(vae, here / "runs" / "vae_small")
+
+
+def test_help_names_every_command(command):
+    text = command("--help")
+    for name in ("train", "evaluate", "sample", "score", "publish", "rows", "verify", "app", "env"):
+        assert name in text
+    assert "--from" in command("train --help")
+
+
+@pytest.mark.parametrize("words", ["train", "train small.yaml --unknown", "score images", "sample x --output nicely"])
+def test_words_that_cannot_be_parsed(command, words):
+    assert "Usage:" in command(words, code=2)
+
+
+def test_environment(command):
+    text = command("env")
+    for word in ("torch", torch.__version__, "git commit", "device", "HF_LATENTGEN_DATA"):
+        assert word in text
+
+
+def test_trains_resumes_and_starts_from_the_result(command, here):
+    text = command("train small.yaml training.seed=1 --output-dir runs/a training.logging_steps=1")
+    assert text.endswith("trained model, its processor and run.json: runs/a\n")
+    run = json.loads((here / "runs/a/run.json").read_text())
+    assert run["seed"] == 1
+    assert run["overrides"] == ["training.seed=1", "training.logging_steps=1"]
+    assert (here / "runs/a/preprocessor_config.json").is_file()
+
+    command("train small.yaml training.seed=1 training.max_steps=3 --output-dir runs/a --resume")
+    assert (here / "runs/a/checkpoint-3").is_dir()
+
+    command("train small.yaml --from runs/a training.learning_rate=0.0")
+    first, second = (load_file(here / folder / "model.safetensors") for folder in ("runs/a", "runs/small"))
+    assert all((first[name] == second[name]).all() for name in first)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("missing.yaml", "no recipe at missing.yaml"),
+        ("vae_digit", "the nearest row is vae_digits"),
+        ("small.yaml training.lr=1", "unknown key training.lr; the nearest valid key is training."),
+        ("small.yaml training.seed", "an override must have the form section.key=value, got 'training.seed'"),
+        ("small.yaml training.output_dir=x", "training.output_dir must be left out of a recipe"),
+        ("small.yaml --resume", "cannot resume: runs/small holds no complete checkpoint"),
+        ("small.yaml dataset.name=mnist --data-dir nowhere", "must be an existing folder, got 'nowhere'"),
+        ("small.yaml --output-dir small.yaml", "the output folder small.yaml is not writable"),
+        ("small.yaml --from nowhere", "nowhere"),
+        ("small.yaml model.latent_dim=0", "latent_dim must be at least 1, got 0"),
+        # Two classes are the default of transformers.
+        (
+            "small.yaml model.model_type=latentgen_aae model.prior=flower model.discriminator_channels=[8]",
+            "num_labels must be at least 3, one petal for each class, got 2",
+        ),
+    ],
+)
+def test_mistakes_in_a_training_end_with_one_line(refused, here, words, complaint):
+    assert complaint in refused(f"train {words}")
+    assert not (here / "runs").exists()
+
+
+def drop_a_weight(path):
+    """Remove the last weight of a file; its name."""
+    weights = load_file(path)
+    name = sorted(weights)[-1]
+    save_file({key: value for key, value in weights.items() if key != name}, path, {"format": "pt"})
+    return name
+
+
+@pytest.mark.parametrize(
+    "words", ["train small.yaml --from", "sample", "evaluate --data digits", "score small.yaml --model"]
+)
+def test_missing_weights_are_refused_by_every_command(refused, checkpoint, here, words):
+    name = drop_a_weight(checkpoint / "model.safetensors")
+    line = refused(f"{words} runs/vae_small")
+    assert "missing_keys" in line
+    assert name in line
+    assert not (here / "runs" / "small").exists()
+
+
+@pytest.mark.parametrize("part", ["model/model.safetensors", "denoiser/diffusion_pytorch_model.safetensors"])
+def test_missing_weights_of_a_part_of_a_pipeline_are_refused(refused, repository, here, part):
+    row = shutil.copytree(repository / "model_cards" / "prior_vae_mnist", here / "prior")
+    name = drop_a_weight(row / part)
+    line = refused("sample prior")
+    assert "missing_keys" in line
+    assert name in line
+
+
+@pytest.mark.parametrize("words", ["train small.yaml --from", "sample", "evaluate --data digits"])
+def test_a_processor_of_other_levels_is_refused_by_every_command(refused, checkpoint, words):
+    LevelsImageProcessor(size={"height": 8, "width": 8}, num_levels=256).save_pretrained(checkpoint)
+    line = refused(f"{words} runs/vae_small")
+    assert "num_levels of the image processor must be 16" in line
+    assert "got 256" in line
+
+
+def test_a_run_is_evaluated_into_its_own_folder(command, checkpoint):
+    text = command("evaluate runs/vae_small --num-importance-samples 2 --seed 1")
+    results = Results.read(checkpoint)
+    assert results.evaluate_command == "hf-latentgen evaluate runs/vae_small --num-importance-samples 2 --seed 1"
+    assert "vae_small on all 300 of digits, test split" in text
+    assert f"{results.metrics['bits_per_dim']:.4f}" in text
+    assert "results.json and images: " in text
+    assert (checkpoint / "images" / "samples.png").is_file()
+
+
+def test_a_checkpoint_without_a_record_is_scored_and_left_alone(command, refused, checkpoint):
+    (checkpoint / "run.json").unlink()
+    before = names(checkpoint)
+    assert "dataset must be named" in refused("evaluate runs/vae_small")
+    text = command("evaluate runs/vae_small --data digits --num-importance-samples 1")
+    assert "how it was trained is not known" in text
+    assert "nothing was written" in text
+    assert names(checkpoint) == before
+    command("evaluate runs/vae_small --data digits --num-importance-samples 1 --output-dir out")
+    assert not Results.read("out").has_provenance
+
+
+@pytest.fixture
+def published(checkpoint, here):
+    """The published row of a run, and its results as they are."""
+    row = shutil.copytree(checkpoint, here / "model_cards" / "vae_small")
+    (row / "run.json").unlink()
+    (row / "results.json").write_text("published")
+    return row / "results.json"
+
+
+def test_a_published_row_is_written_only_when_asked_for(command, refused, checkpoint, published):
+    write_run(checkpoint, overrides=["model.latent_dim=2"])
+    command("evaluate runs/vae_small --num-importance-samples 1")
+    assert "overrides ['model.latent_dim=2']" in refused("evaluate runs/vae_small --row")
+    write_run(checkpoint)
+    for words in ("--data digits", "--output-dir out", "--split train"):
+        assert "row must be alone" in refused(f"evaluate runs/vae_small --row {words}")
+    assert published.read_text() == "published"
+    command("evaluate runs/vae_small --num-importance-samples 1 --row")
+    assert Results.read(published.parent).row == "vae_small"
+
+
+def test_scoring_a_published_row_leaves_it_alone(command, checkpoint, here):
+    command("evaluate runs/vae_small --num-importance-samples 1 --row")
+    row = here / "model_cards" / "vae_small"
+    before = {path: path.stat().st_mtime_ns for path in row.rglob("*")}
+    assert "nothing was written" in command("evaluate model_cards/vae_small --num-importance-samples 1 --seed 5")
+    assert {path: path.stat().st_mtime_ns for path in row.rglob("*")} == before
+
+
+def test_a_shipped_row_is_scored_from_its_name(command, repository, here):
+    before = names(here)
+    text = command("evaluate vae_digits --num-importance-samples 1")
+    published = Results.read(repository / "model_cards" / "vae_digits").metrics
+    assert f"{published['bits_per_dim']:.4f}" in text
+    assert f"{published['reconstruction_mse']:.5f}" in text
+    assert "nothing was written" in text
+    assert "how it was trained is not known" not in text
+    assert names(here) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("--batch-size 0", "batch_size must be at least 1, got 0"),
+        ("--split dev", "split must be one of train, validation, test, got 'dev'"),
+        (
+            "--output-dir small.yaml/below --num-importance-samples 1",
+            "the output folder small.yaml/below is not writable",
+        ),
+        ("--classifier runs/vae_small", "classifier is of no use for variational autoencoders"),
+        ("--draws runs/vae_small", "draws is of no use for variational autoencoders"),
+        ("--revision main", "revision must be None for a folder"),
+        ("--data nowhere", "name_or_path must be digits"),
+    ],
+)
+def test_mistakes_in_an_evaluation_end_with_one_line(refused, checkpoint, here, words, complaint):
+    before = names(here)
+    assert complaint in refused(f"evaluate runs/vae_small {words}")
+    assert names(here) == before
+
+
+@pytest.mark.parametrize("option", ["--num-importance-samples 5", "--compile"])
+def test_options_of_another_family_are_refused(refused, repository, option):
+    line = refused(f"evaluate aae_digits {option}")
+    assert f"{option.split()[0].strip('-').replace('-', '_')} is of no use for adversarial autoencoders" in line
+
+
+def test_samples_are_a_grid(command, checkpoint):
+    for name in ("first.png", "second.png"):
+        words = f"--num-images 10 --columns 5 --output mean --seed 3 --file {name}"
+        assert command(f"sample runs/vae_small {words}") == f"{name}\n"
+    with Image.open("first.png") as first, Image.open("second.png") as second:
+        assert first.size == (2 + 5 * 58, 2 + 2 * 58)
+        assert first.tobytes() == second.tobytes()
+
+
+def test_samples_of_a_latent_diffusion_row(command):
+    command("sample prior_vae_mnist --num-images 4 --output mean")
+    with Image.open("samples.png") as picture:
+        drawn = torch.from_numpy(np.asarray(picture.convert("L")).copy()).float()
+    # Digits are neither black nor noise: mostly dark, with bright strokes.
+    assert 0.02 < (drawn > 128).float().mean() < 0.4
+
+
+def test_samples_of_one_class(command, refused):
+    pictures = []
+    for label in (0, 1, 1):
+        command(f"sample aae_mnist_semi_100 --num-images 8 --output mean --label {label}")
+        with Image.open("samples.png") as picture:
+            pictures.append(torch.from_numpy(np.asarray(picture.convert("L")).copy()).float())
+    assert torch.equal(pictures[1], pictures[2])
+    # A zero has more ink than a one.
+    assert pictures[0].mean() > 1.1 * pictures[1].mean()
+    assert "class_labels must be in 0 ... 9, got 10" in refused("sample aae_mnist_semi_100 --label 10")
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("--num-images 0", "batch_size must be a whole number of at least 1, got 0"),
+        ("--temperature -1", "temperature must be a number above 0 and finite, got -1.0"),
+        ("--label 3", "class_labels must be None for a model that has no classes, got 3"),
+        ("--file nowhere/samples.png", "nowhere/samples.png"),
+    ],
+)
+def test_mistakes_in_drawing_end_with_one_line(refused, checkpoint, words, complaint):
+    assert complaint in refused(f"sample runs/vae_small {words}")
+
+
+@pytest.fixture
+def images(here):
+    """A folder of three images, one below another folder, and of a file that is none."""
+    (here / "images" / "more").mkdir(parents=True)
+    for name, row in zip(("a.png", "b.png", "more/c.png"), load_images("digits", "test"), strict=False):
+        row["image"].save(here / "images" / name)
+    (here / "images" / "notes.txt").write_text("no image")
+    return ["a.png", "b.png", "more/c.png"]
+
+
+def test_files_are_scored_as_table_csv_and_json(command, vae, images):
+    scores = json.loads(command(f"score images --model {vae} --format json"))
+    assert [entry["file"] for entry in scores] == images
+    assert all(3 < entry["bits per dimension"] < 5 for entry in scores)
+    header, *lines = csv.reader(io.StringIO(command(f"score images --model {vae} --format csv")))
+    assert header == ["file", "bits per dimension"]
+    assert [(name, float(value)) for name, value in lines] == [tuple(entry.values()) for entry in scores]
+    table = command(f"score images --model {vae}")
+    assert all(f"{entry['bits per dimension']:.4f}" in table for entry in scores)
+    (only,) = json.loads(command(f"score images/a.png --model {vae} --format json"))
+    assert only["file"] == "a.png"
+
+
+def test_scores_are_those_of_the_model(command, vae, images):
+    scores = json.loads(command(f"score images --model {vae} --format json --seed 4"))
+    loaded = load(vae)
+    levels = loaded.processor([row["image"] for row in load_images("digits", "test").select(range(3))])["pixel_values"]
+    with torch.no_grad():
+        expected = loaded.model.bits_per_dim(torch.as_tensor(levels), generator=torch.Generator().manual_seed(4))
+    assert [entry["bits per dimension"] for entry in scores] == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+def test_texts_are_scored_in_bits_per_byte(command, here):
+    torch.manual_seed(0)
+    fields = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LocalTransformerForCausalLM(LocalTransformerConfig(**fields, window=8)).save_pretrained(here / "model")
+    ByteTokenizer().save_pretrained(here / "model")
+    (here / "play.txt").write_text("To be, or not to be.")
+    (only,) = json.loads(command("score play.txt --model model --format json"))
+    assert only["file"] == "play.txt"
+    assert only["bits per byte"] == pytest.approx(8, abs=1)
+    assert "cannot" not in command("score play.txt --model model")
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("nowhere --model {vae}", "nowhere must be a file, or a folder that holds images"),
+        ("images/notes.txt --model {vae}", "images/notes.txt must be an image that can be read"),
+        ("images --model aae_digits", "model must have a likelihood to score files"),
+    ],
+)
+def test_mistakes_in_scoring_end_with_one_line(refused, vae, images, words, complaint):
+    assert complaint in refused(f"score {words.format(vae=vae)}")
+
+
+def test_rows_are_listed_with_their_weights(command, monkeypatch, repository, here):
+    for name in ("vae_digits", "vae_mnist_4bit"):
+        shutil.copytree(repository / "model_cards" / name, here / "rows" / name)
+    (here / "rows" / "vae_mnist_4bit" / "model.safetensors").unlink()
+    monkeypatch.setattr(loading, "ROWS", here / "rows")
+    listed = {entry["row"]: entry for entry in json.loads(command("rows --format json"))}
+    assert set(listed) == {"vae_digits", "vae_mnist_4bit"}
+    assert listed["vae_digits"]["weights"] == "model_cards/vae_digits"
+    assert listed["vae_digits"]["score"] == "2.0185 bits/dim"
+    assert listed["vae_mnist_4bit"]["weights"] == "no weights"
+    monkeypatch.setattr(loading, "ROWS", here / "nowhere")
+    assert "a clone of the repository has them" in command("rows", code=1)
+
+
+def test_untouched_rows_are_verified(command):
+    lines = command("verify vae_digits aae_digits local_digits").splitlines()
+    assert [line.split(": ")[:2] for line in lines] == [
+        [name, "verified"] for name in ("vae_digits", "aae_digits", "local_digits")
+    ]
+    assert "reconstruction_mse" in lines[0]
+
+
+@pytest.mark.parametrize("name", ["vae_digits", "aae_digits", "local_digits"])
+def test_changed_weights_are_found(command, repository, here, name):
+    row = shutil.copytree(repository / "model_cards" / name, here / name)
+    weights = load_file(row / "model.safetensors")
+    changed = {key: value + 1e-2 if value.is_floating_point() else value for key, value in weights.items()}
+    save_file(changed, row / "model.safetensors", {"format": "pt"})
+    line = command(f"verify {row}", code=1)
+    assert line.startswith(f"{name}: DIFFERS: ")
+    assert "(published " in line
+
+
+def test_rows_without_weights_are_not_verified(command, repository, here):
+    row = shutil.copytree(repository / "model_cards" / "vae_digits", here / "vae_digits")
+    (row / "model.safetensors").unlink()
+    assert command(f"verify {row} local_digits", code=1).splitlines()[0] == "vae_digits: no weights"
+    # A row that cannot be read does not hide the others.
+    (row / "results.json").write_text("{")
+    first, second = command(f"verify {row} local_digits", code=1).splitlines()
+    assert first.startswith("vae_digits: not verified: ")
+    assert second.startswith("local_digits: verified")
+
+
+def test_publishing_is_rehearsed_without_network(command, refused, checkpoint):
+    command("evaluate runs/vae_small --num-importance-samples 1")
+    text = command("publish runs/vae_small --repo-id someone/vae --dry-run")
+    assert "bytes  model.safetensors" in text
+    assert "left out: results.json, run.json" in text
+    assert "'a//b'" in refused("publish runs/vae_small --repo-id a//b --dry-run")
