@@ -18,7 +18,7 @@ PACKAGE = "hf_latentgen"
 FLOORS = {
     # Cards publish pipelines, which know models alone.
     **dict.fromkeys(("models", "pipelines", "cards", "metrics"), 0),
-    **dict.fromkeys(("data", "evaluation"), 1),
+    **dict.fromkeys(("data", "evaluation", "coding"), 1),
     **dict.fromkeys(("training", "app"), 2),
 }
 MAX_FILE_LINES = 450

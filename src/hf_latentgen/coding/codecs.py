@@ -88,9 +88,9 @@ def codec_for(model: PreTrainedModel, adapt: bool = False) -> Codec:
 
 
 class PixelCodec:
-    """Range coding in raster order, the images of a chunk in step."""
+    """Range coding in raster order, `batch` images in step. A chunk has several batches, so that its frame costs less."""
 
-    name, chunk, group, batch = "pixels", 128, 1, 128
+    name, chunk, group, batch = "pixels", 512, 1, 128
 
     def __init__(self, model: LocalTransformerForImageGeneration):
         self.model = model
@@ -101,12 +101,13 @@ class PixelCodec:
     def encode(self, chunks: Sequence[np.ndarray]) -> list[bytes]:
         """The payload of one chunk of images [B, C, H, W]."""
         (images,) = chunks
-        symbols = np.moveaxis(images, 1, -1).reshape(len(images), -1).astype(np.int32)
+        values = np.moveaxis(images, 1, -1).reshape(len(images), -1).astype(np.int32)
         encoder = self.stream.queue.RangeEncoder()
 
-        def code(position: int, chances: np.ndarray) -> np.ndarray:
-            encoder.encode(np.ascontiguousarray(symbols[:, position]), self.family, chances)
-            return symbols[:, position]
+        def code(start: int, position: int, chances: np.ndarray) -> np.ndarray:
+            symbols = np.ascontiguousarray(values[start : start + len(chances), position])
+            encoder.encode(symbols, self.family, chances)
+            return symbols
 
         self._run(len(images), code)
         return [words_to_bytes(encoder.get_compressed())]
@@ -114,18 +115,20 @@ class PixelCodec:
     def decode(self, payloads: Sequence[bytes], lengths: Sequence[int]) -> list[np.ndarray]:
         """The images of one chunk, uint8 [B, C, H, W]."""
         decoder = self.stream.queue.RangeDecoder(bytes_to_words(payloads[0]))
-        config = self.model.config
-        values = self._run(lengths[0], lambda _, chances: decoder.decode(self.family, chances))
-        images = values.numpy().astype(np.uint8).reshape(-1, config.image_size, config.image_size, config.num_channels)
+        values = self._run(lengths[0], lambda _start, _position, chances: decoder.decode(self.family, chances))
+        size, channels = self.model.config.image_size, self.model.config.num_channels
+        images = values.numpy().astype(np.uint8).reshape(-1, size, size, channels)
         return [np.ascontiguousarray(np.moveaxis(images, -1, 1))]
 
-    @torch.no_grad()
-    def _run(self, batch: int, code: Callable[[int, np.ndarray], np.ndarray]) -> Tensor:
-        values = torch.zeros(batch, self.model.config.num_dims, dtype=torch.int64)
-        steps = self.model.steps(values)
-        for position in range(values.shape[1]):
-            symbols = code(position, probabilities(steps.logits(position)))
-            values[:, position] = torch.from_numpy(symbols.astype(np.int64))
+    def _run(self, count: int, code: Callable[[int, int, np.ndarray], np.ndarray]) -> Tensor:
+        """Values in raster order [count, H * W * C] that `code` gives, asked for each position of each batch."""
+        values = torch.zeros(count, self.model.config.num_dims, dtype=torch.int64)
+        for start in range(0, count, self.batch):
+            part = values[start : start + self.batch]
+            steps = self.model.steps(part)
+            for position in range(part.shape[1]):
+                symbols = code(start, position, probabilities(steps.logits(position)))
+                part[:, position] = torch.from_numpy(symbols.astype(np.int64))
         return values
 
 

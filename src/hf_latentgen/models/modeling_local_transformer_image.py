@@ -1,6 +1,7 @@
 # Copyright 2026 The hf-latentgen authors. Apache-2.0.
 """The local-attention transformer over pixels: an exact likelihood of images, one pixel after the other."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -68,8 +69,8 @@ class PixelInputs:
 class PixelSteps:
     """Logits of one position after the other, from the values before it, which the caller fills in. See `steps`.
 
-    All that depends on positions alone is made once, and a window's keys stay where they are: a step of 16 images of
-    28x28 takes a third of the time that a forward pass with transformers' cache takes.
+    All that depends on positions alone is made once, and a window's keys stay where they are: a step of 16 images takes
+    about half of the time that a forward pass with transformers' cache takes.
     """
 
     def __init__(self, model: "LocalTransformerForImageGeneration", values: Tensor, labels: Tensor | None):
@@ -257,8 +258,23 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
             if (position + 1) % config.row_length == 0:
                 yield self._completed(shown)
 
+    @torch.no_grad()
+    def code_lengths(self, pixel_values: Tensor, labels: Tensor | None = None) -> Tensor:
+        """`-log2 p` of each value given those before it, in bits: what it costs in a file. [B, C, H, W].
+
+        Arguments and errors as in `forward`.
+        """
+        logits = self(pixel_values, labels=labels, return_loss=False).logits
+        return F.cross_entropy(logits, pixel_values.long(), reduction="none") / math.log(2)
+
+    @torch.no_grad()
     def steps(self, values: Tensor, labels: Tensor | None = None) -> "PixelSteps":
-        """The model as a function of one position after the other, which reads `values` as they are filled in."""
+        """The model as a function of one position after the other, which reads `values` as they are filled in.
+
+        Args:
+            values: levels in raster order, those before each position when it is asked for. int64 [B, H * W * C].
+            labels: classes, for a class-conditional model. [B].
+        """
         return PixelSteps(self, values, labels)
 
     def _inputs(self, values: Tensor, labels: Tensor | None, start: int, stop: int) -> Tensor:
