@@ -22,6 +22,7 @@ from hf_latentgen.models.modeling_vae import VAEModel
 from hf_latentgen.models.tokenization_bytes import BOS_TOKEN_ID, NUM_BYTES
 from hf_latentgen.models.window_cache import window_cache
 
+# A change of any of these numbers, or of a codec's own below, is a new FORMAT_VERSION.
 # A latent is coded as a multiple of this, from -LATENT_RANGE to LATENT_RANGE.
 LATENT_STEP, LATENT_RANGE = 1 / 256, 8
 # Of the learning while coding, as in dynamic evaluation: bytes of a chunk between two steps, and those that are read
@@ -30,14 +31,7 @@ ADAPT_STRIDE, ADAPT_CONTEXT, ADAPT_LEARNING_RATE = 256, 512, 2e-4
 
 
 class Codec(Protocol):
-    """A code for groups of chunks.
-
-    Attributes:
-        name: its name in the header of a file.
-        chunk: items of a chunk.
-        group: chunks that are coded together.
-        batch: chunks, or images, that the model sees at once.
-    """
+    """A code: its name in a file, items of a chunk, chunks coded together, chunks or images the model sees at once."""
 
     name: str
     chunk: int
@@ -88,7 +82,7 @@ def codec_for(model: PreTrainedModel, adapt: bool = False) -> Codec:
 
 
 class PixelCodec:
-    """Range coding in raster order, `batch` images in step. A chunk has several batches, so that its frame costs less."""
+    """Range coding in raster order, `batch` images in step. A chunk has several batches: its frame costs less."""
 
     name, chunk, group, batch = "pixels", 512, 1, 128
 

@@ -28,6 +28,7 @@ from hf_latentgen.models.tokenization_bytes import ByteTokenizer
 
 # Groups that are coded at once, each in a thread of its own. Every one needs its own keys and values.
 MOST_WORKERS = 4
+NEEDS_ANOTHER = "cannot be read: with adapt=True it needs a chunk that is damaged"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,6 @@ def compress(
     names: Sequence[str] = (),
     adapt: bool = False,
     verify: bool = True,
-    model_id: str | None = None,
 ) -> bytes:
     """The data as a compressed file that the same model decodes bit for bit.
 
@@ -67,7 +67,6 @@ def compress(
         names: one for each image, kept in the file.
         adapt: a byte model learns from what it has coded: smaller, slower, and a damaged chunk costs all after it.
         verify: decode each chunk before it is written, and compare; twice the time.
-        model_id: what the file says of where the model is; its name on the Hub or its folder when None.
 
     Raises:
         ImportError: constriction is not installed.
@@ -76,7 +75,7 @@ def compress(
         RuntimeError: what was decoded is not what was encoded.
     """
     file = io.BytesIO()
-    _write(file, model, processor, data, names, adapt, verify, model_id)
+    _write(file, model, processor, data, names, adapt, verify)
     return file.getvalue()
 
 
@@ -90,7 +89,6 @@ def compress_to(
     names: Sequence[str] = (),
     adapt: bool = False,
     verify: bool = True,
-    model_id: str | None = None,
 ) -> Info:
     """Write what `compress` returns to a file, chunk by chunk, and say what it holds. Arguments and errors as there.
 
@@ -107,7 +105,7 @@ def compress_to(
         file = cast(BinaryIO, tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False))  # noqa: SIM115
         stack.callback(Path(file.name).unlink, missing_ok=True)
         with file:
-            _write(file, model, processor, data, names, adapt, verify, model_id)
+            _write(file, model, processor, data, names, adapt, verify)
         Path(file.name).replace(path)
     with path.open("rb") as written:
         return read_info(written)
@@ -156,8 +154,10 @@ def decompress_from(
     def decode(work: tuple[range, list[bytes | None]]) -> list[Chunk]:
         nonlocal is_lost
         group, payloads = work
-        found = _decode_group(info, codec, group, payloads) if not is_lost else [_lost(info, chunk) for chunk in group]
-        is_lost = info.header.adapt and (is_lost or any(chunk.data is None for chunk in found))
+        if is_lost:
+            return [_unread(info, chunk, NEEDS_ANOTHER) for chunk in group]
+        found = _decode_group(info, codec, group, payloads)
+        is_lost = info.header.adapt and any(chunk.data is None for chunk in found)
         return found
 
     with fixed_arithmetic():
@@ -173,14 +173,13 @@ def _write(
     names: Sequence[str],
     adapt: bool,
     verify: bool,
-    model_id: str | None,
 ) -> None:
     twin = frozen(model)
     codec = codec_for(twin, adapt)
     # A model that learns is in another state once it has encoded.
     checker = codec_for(twin, adapt) if adapt else codec
     _check_processor(model, processor)
-    writer = Writer(file, _header(twin, codec, adapt, model_id or _name_of(model)))
+    writer = Writer(file, _header(twin, codec, adapt, _name_of(model)))
     chunks = (
         _chunks_of_bytes(data, codec.chunk)
         if adapt or codec.name == "bytes"
@@ -207,39 +206,30 @@ def _write(
 
 def _decode_group(info: Info, codec: Codec, group: range, payloads: list[bytes | None]) -> list[Chunk]:
     lengths = [len(info.items(chunk)) for chunk in group]
-    found: list[np.ndarray] | None = None
-    if any(payload is not None for payload in payloads):
-        try:
-            found = codec.decode([payload or b"" for payload in payloads], lengths)
-        # What constriction and the codecs say of words that no encoder has written.
-        except (AssertionError, ValueError):
-            found = None
+    try:
+        found = codec.decode([payload or b"" for payload in payloads], lengths) if any(payloads) else None
+    # What constriction and the codecs say of words that no encoder has written.
+    except (AssertionError, ValueError):
+        found = None
     chunks = []
     for row, (chunk, payload) in enumerate(zip(group, payloads, strict=True)):
-        items = info.items(chunk)
-        data = None if found is None or payload is None else found[row]
-        error = None
+        data = None if found is None else found[row]
         if payload is None:
-            error = f"{_place(info, chunk)} is damaged: its CRC differs"
+            chunks.append(_unread(info, chunk, "is damaged: its CRC differs"))
         elif data is None or checksum(data.tobytes(), info.header, chunk) != info.entries["data"][chunk]:
-            error = (
-                f"{_place(info, chunk)} does not decode to what was compressed: the arithmetic of this machine, "
-                f"{build()['platform']!r}, differs from that of the writer, {info.header.platform!r}"
-            )
-        chunks.append(Chunk(chunk, items, *((data, None) if error is None else (None, CompressedFileError(error)))))
+            machines = f"this machine, {build()['platform']!r}, computes otherwise than {info.header.platform!r}"
+            is_learned = info.header.adapt and None in payloads
+            reason = NEEDS_ANOTHER if is_learned else f"does not decode to what was compressed: {machines}"
+            chunks.append(_unread(info, chunk, reason))
+        else:
+            chunks.append(Chunk(chunk, info.items(chunk), data, None))
     return chunks
 
 
-def _lost(info: Info, chunk: int) -> Chunk:
-    error = CompressedFileError(
-        f"{_place(info, chunk)} cannot be read: with adapt=True it needs a damaged one before it"
-    )
-    return Chunk(chunk, info.items(chunk), None, error)
-
-
-def _place(info: Info, chunk: int) -> str:
+def _unread(info: Info, chunk: int, reason: str) -> Chunk:
     items = info.items(chunk)
-    return f"chunk {chunk} ({'images' if info.header.shape else 'bytes'} {items[0]} to {items[-1]})"
+    place = f"chunk {chunk} ({'images' if info.header.shape else 'bytes'} {items[0]} to {items[-1]})"
+    return Chunk(chunk, items, None, CompressedFileError(f"{place} {reason}"))
 
 
 def _header(twin: PreTrainedModel, codec: Codec, adapt: bool, model_id: str) -> Header:
