@@ -28,7 +28,7 @@ def entropy_coder() -> ModuleType:
         import constriction
     except ImportError as error:
         raise ImportError("compression needs constriction: pip install 'hf-latentgen[compress]'") from error
-    return constriction.stream
+    return constriction.stream  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from hf_latentgen.models.tokenization_bytes import ByteTokenizer
 
 # Groups that are coded at once, each in a thread of its own. Every one needs its own keys and values.
 MOST_WORKERS = 4
+DAMAGED = "is damaged: its CRC differs"
 NEEDS_ANOTHER = "cannot be read: with adapt=True it needs a chunk that is damaged"
 
 
@@ -121,8 +122,14 @@ def decompress(
         CompressedFileError: the file is foreign, truncated or damaged, in which case the chunk is named, or was
             written with another model, other weights, or another build.
     """
+    file = io.BytesIO(compressed) if isinstance(compressed, bytes) else compressed
+    info = read_info(file)
+    # Damage is found before anything is decoded, which takes long.
+    for chunk in range(len(info.entries)):
+        if info.payload(file, chunk) is None:
+            raise cast(CompressedFileError, _unread(info, chunk, DAMAGED).error)
     parts = []
-    for chunk in decompress_from(compressed, model, processor):
+    for chunk in decompress_from(file, model, processor):
         if chunk.data is None:
             raise cast(CompressedFileError, chunk.error)
         parts.append(chunk.data)
@@ -215,7 +222,7 @@ def _decode_group(info: Info, codec: Codec, group: range, payloads: list[bytes |
     for row, (chunk, payload) in enumerate(zip(group, payloads, strict=True)):
         data = None if found is None else found[row]
         if payload is None:
-            chunks.append(_unread(info, chunk, "is damaged: its CRC differs"))
+            chunks.append(_unread(info, chunk, DAMAGED))
         elif data is None or checksum(data.tobytes(), info.header, chunk) != info.entries["data"][chunk]:
             machines = f"this machine, {build()['platform']!r}, computes otherwise than {info.header.platform!r}"
             is_learned = info.header.adapt and None in payloads
@@ -294,7 +301,7 @@ def _chunks_of_bytes(data: bytes | BinaryIO, size: int) -> Iterator[np.ndarray]:
 
 
 def _chunks_of_images(data: Any, processor: LevelsImageProcessor, size: int) -> Iterator[np.ndarray]:
-    channels, image_size = processor.num_channels, processor.size.height
+    channels, image_size = processor.num_channels, cast(int, processor.size.height)
     for part in _slices(data, size):
         images = part if isinstance(part, np.ndarray) else np.concatenate([_levels(image, processor) for image in part])
         check_levels(torch.as_tensor(images), channels, image_size, processor.num_levels)

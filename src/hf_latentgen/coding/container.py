@@ -13,7 +13,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -164,8 +164,8 @@ def read_info(file: BinaryIO | bytes) -> Info:
     content = file.read(length)
     if len(content) < length or zlib.crc32(content) != expected:
         raise CompressedFileError("header is damaged or truncated: its CRC differs")
-    fields = json.loads(zlib.decompress(content))
-    header = Header(*(tuple(field) if isinstance(field, list) else field for field in fields))
+    fields: list[Any] = json.loads(zlib.decompress(content))
+    header = Header(*[tuple(field) if isinstance(field, list) else field for field in fields])
     start = file.tell()
     file.seek(max(size - _SUFFIX.size, start))
     suffix = file.read(_SUFFIX.size)
