@@ -12,7 +12,7 @@ import math
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -125,7 +125,7 @@ class Writer:
     def add(self, payload: bytes, data: np.ndarray) -> None:
         """Write a chunk. `data`: what it decodes to, as uint8, its first axis counting items."""
         chunk, content = len(self.entries), data.tobytes()
-        sums = (checksum(part, self.header, chunk) for part in (payload, content))
+        sums = checksum(payload, self.header, chunk), checksum(content, self.header, chunk)
         self.entries.append((len(payload), *sums))
         self.count += len(data)
         self.size += self.file.write(payload)
@@ -165,7 +165,8 @@ def read_info(file: BinaryIO | bytes) -> Info:
     if len(content) < length or zlib.crc32(content) != expected:
         raise CompressedFileError("header is damaged or truncated: its CRC differs")
     fields: list[Any] = json.loads(zlib.decompress(content))
-    header = Header(*[tuple(field) if isinstance(field, list) else field for field in fields])
+    header = Header(*fields)
+    header = replace(header, shape=tuple(header.shape))
     start = file.tell()
     file.seek(max(size - _SUFFIX.size, start))
     suffix = file.read(_SUFFIX.size)
