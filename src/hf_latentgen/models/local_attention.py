@@ -101,6 +101,9 @@ def local_attention(
     is_plain = attention_mask is None and document_ids is None
     if is_plain and bias is None and can_fuse(query, key, value, dropout):
         return fused_attention(query, key, value, window, is_causal, scale, block_size(window, is_training=True))
+    if num_queries == 1 and is_plain and is_causal and bias is None:
+        key, value = key[:, :, num_keys - window :], value[:, :, num_keys - window :]
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scale)
     # No query reaches further back than this.
     used = min(num_keys, num_queries + window - 1)
     key, value = key[:, :, num_keys - used :], value[:, :, num_keys - used :]

@@ -322,6 +322,21 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
         )
 
+    def step(self, inputs_embeds: Tensor, angles: tuple[Tensor, Tensor], cache: Cache) -> Tensor:
+        """The state of one position more, which `forward` gives with the same cache. [B, 1, hidden_size].
+
+        It takes a fraction of the time: after a `window_cache` nothing is to be masked, and nothing is checked.
+
+        Args:
+            inputs_embeds: embedding of the position. [B, 1, hidden_size].
+            angles: `rotary_angles` of the position.
+            cache: a `window_cache` that holds the positions before.
+        """
+        hidden_states = inputs_embeds
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, angles=angles, attention_mask=None, past_key_values=cache)
+        return self.norm(hidden_states)
+
     def _hides_nothing(self, attention_mask: Tensor | dict | None, position_ids: Tensor | None) -> bool:
         """Neither padding nor the beginning of a packed document hides a key."""
         if attention_mask is None and position_ids is None:

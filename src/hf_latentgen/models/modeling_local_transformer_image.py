@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -16,7 +15,8 @@ from .bits import nats_to_bits_per_dim
 from .configuration_local_transformer_image import LocalTransformerImageConfig
 from .distributions import OUTPUTS, check_generator
 from .modeling_image_autoencoder import check_at_least, check_levels
-from .modeling_local_transformer import LocalTransformerModel, LocalTransformerPreTrainedModel
+from .modeling_local_transformer import LocalTransformerModel, LocalTransformerPreTrainedModel, rotary_angles
+from .window_cache import window_cache
 
 
 @dataclass
@@ -35,6 +35,71 @@ class ImageLikelihoodOutput(ModelOutput):
     negative_log_likelihood: Tensor | None = None
     logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+
+
+class PixelInputs:
+    """What the model reads to predict values, from tables of the positions `start` to before `stop`."""
+
+    def __init__(self, model: "LocalTransformerForImageGeneration", labels: Tensor | None, start: int, stop: int):
+        config = model.config
+        position = torch.arange(start, stop, device=model.device)
+        row, column = position // config.row_length, position % config.row_length // config.num_channels
+        up, right = torch.tensor(config.neighbors, device=model.device).unbind(1)
+        neighbor_row, neighbor_column = row.unsqueeze(1) - up, column.unsqueeze(1) + right
+        is_inside = (neighbor_row >= 0) & (neighbor_column >= 0) & (neighbor_column < config.image_size)
+        neighbors = position.unsqueeze(1) - up * config.row_length + right * config.num_channels
+        contexts = torch.cat([position.unsqueeze(1) - 1, neighbors], 1)
+        self.start = start
+        self.is_inside = torch.cat([position.unsqueeze(1) > 0, is_inside], 1)
+        self.contexts = contexts.clamp(min=0)
+        self.num_levels = config.num_levels
+        self.offsets = (config.num_levels + 1) * torch.arange(contexts.shape[1], device=model.device)
+        self.weight = model.model.embed_tokens.weight
+        channel = position % config.num_channels
+        self.places = [model.row_embedding(row), model.column_embedding(column), model.channel_embedding(channel)]
+        self.labels = None if model.class_embedding is None else model.class_embedding(labels).unsqueeze(1)
+
+    def __call__(self, values: Tensor, start: int, stop: int) -> Tensor:
+        """The inputs at positions of the tables, from the values before them [B, N]. [B, stop - start, hidden_size]."""
+        part = slice(start - self.start, stop - self.start)
+        ids = torch.where(self.is_inside[part], values[:, self.contexts[part]], self.num_levels) + self.offsets
+        inputs = F.embedding_bag(ids.flatten(0, 1), self.weight, mode="sum").unflatten(0, ids.shape[:2])
+        for place in self.places:
+            inputs = inputs + place[part]
+        return inputs if self.labels is None else inputs + self.labels
+
+
+class PixelSteps:
+    """Logits of one position after the other, from the values before it, which the caller fills in. See `steps`.
+
+    All that depends on positions alone is made once, and a window's keys stay where they are: a step of 16 images takes
+    about half of the time that a forward pass with transformers' cache takes.
+    """
+
+    def __init__(self, model: "LocalTransformerForImageGeneration", values: Tensor, labels: Tensor | None):
+        length = values.shape[1]
+        self.model = model
+        self.values = values
+        self.inputs = PixelInputs(model, labels, 0, length)
+        positions = torch.arange(length, device=values.device).unsqueeze(0)
+        self.angles = rotary_angles(positions, model.config.head_dim, model.config.rope_theta)
+        self.cache = window_cache(model.config, length)
+        self.known = 0
+
+    @torch.no_grad()
+    def logits(self, position: int) -> Tensor:
+        """Logits of the levels at a position after those asked for before. [B, num_levels].
+
+        All positions that were left out are read at once.
+        """
+        inputs = self.inputs(self.values, self.known, position + 1)
+        if position > self.known:
+            states = self.model.model(inputs_embeds=inputs, past_key_values=self.cache).last_hidden_state
+        else:
+            cosine, sine = (angle[:, :, position : position + 1] for angle in self.angles)
+            states = self.model.model.step(inputs, (cosine, sine), self.cache)
+        self.known = position + 1
+        return self.model.lm_head(states[:, -1])
 
 
 class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
@@ -205,14 +270,10 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         values = self._sequence(pixel_values.clone())
         shown = values.float() if output == "mean" else values
         levels = torch.arange(config.num_levels, device=values.device, dtype=torch.float32)
-        cache = DynamicCache(config=config)
-        start = int(rows) * config.row_length
-        known = 0
+        steps = self.steps(values, labels)
         yield self._completed(shown)
-        for position in range(start, values.shape[1]):
-            # The first step reads all given rows at once.
-            probabilities = self._next(values, labels, known, position + 1, cache, temperature)
-            known = position + 1
+        for position in range(int(rows) * config.row_length, values.shape[1]):
+            probabilities = (steps.logits(position).float() / temperature).softmax(-1)
             if output == "mode":
                 values[:, position] = probabilities.argmax(1)
             else:
@@ -224,35 +285,28 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
             if (position + 1) % config.row_length == 0:
                 yield self._completed(shown)
 
-    def _next(
-        self, values: Tensor, labels: Tensor | None, start: int, stop: int, cache: Cache, temperature: float
-    ) -> Tensor:
-        """Probabilities of the levels at position `stop - 1`, from inputs that the cache has not seen. [B, levels]."""
-        inputs = self._inputs(values, labels, start, stop)
-        states = self.model(inputs_embeds=inputs, past_key_values=cache, use_cache=True).last_hidden_state
-        return (self.lm_head(states[:, -1]).float() / temperature).softmax(-1)
+    @torch.no_grad()
+    def code_lengths(self, pixel_values: Tensor, labels: Tensor | None = None) -> Tensor:
+        """`-log2 p` of each value given those before it, in bits: what it costs in a file. [B, C, H, W].
+
+        Arguments and errors as in `forward`.
+        """
+        logits = self(pixel_values, labels=labels, return_loss=False).logits
+        return F.cross_entropy(logits, pixel_values.long(), reduction="none") / math.log(2)
+
+    @torch.no_grad()
+    def steps(self, values: Tensor, labels: Tensor | None = None) -> "PixelSteps":
+        """The model as a function of one position after the other, which reads `values` as they are filled in.
+
+        Args:
+            values: levels in raster order, those before each position when it is asked for. int64 [B, H * W * C].
+            labels: classes, for a class-conditional model. [B].
+        """
+        return PixelSteps(self, values, labels)
 
     def _inputs(self, values: Tensor, labels: Tensor | None, start: int, stop: int) -> Tensor:
         """What the model reads to predict the values from `start` to before `stop`. [B, stop - start, hidden_size]."""
-        config = self.config
-        position = torch.arange(start, stop, device=values.device)
-        row, column = position // config.row_length, position % config.row_length // config.num_channels
-        up, right = torch.tensor(config.neighbors, device=values.device).unbind(1)
-        neighbor_row, neighbor_column = row.unsqueeze(1) - up, column.unsqueeze(1) + right
-        is_inside = (neighbor_row >= 0) & (neighbor_column >= 0) & (neighbor_column < config.image_size)
-        neighbors = position.unsqueeze(1) - up * config.row_length + right * config.num_channels
-        contexts = torch.cat([position.unsqueeze(1) - 1, neighbors], 1)
-        is_inside = torch.cat([position.unsqueeze(1) > 0, is_inside], 1)
-        ids = torch.where(is_inside, values[:, contexts.clamp(min=0)], config.num_levels)
-        ids = ids + (config.num_levels + 1) * torch.arange(contexts.shape[1], device=values.device)
-        inputs = F.embedding_bag(ids.flatten(0, 1), self.model.embed_tokens.weight, mode="sum").unflatten(
-            0, ids.shape[:2]
-        )
-        inputs = inputs + self.row_embedding(row) + self.column_embedding(column)
-        inputs = inputs + self.channel_embedding(position % config.num_channels)
-        if self.class_embedding is not None:
-            inputs = inputs + self.class_embedding(labels).unsqueeze(1)
-        return inputs
+        return PixelInputs(self, labels, start, stop)(values, start, stop)
 
     def _sequence(self, pixel_values: Tensor) -> Tensor:
         """Levels in raster order, the channels of a pixel together. int64 [B, H * W * C]."""

@@ -1,0 +1,20 @@
+"""Lossless compression with the likelihood of a model: n bits of it are a file of n bits. See docs/compression.md.
+
+compressed = compress(model, processor, levels)
+assert torch.equal(decompress(model, processor, compressed), levels)
+"""
+
+from hf_latentgen.coding.compression import Chunk, compress, compress_to, decompress, decompress_from
+from hf_latentgen.coding.container import CompressedFileError, Header, Info, read_info
+
+__all__ = [
+    "Chunk",
+    "CompressedFileError",
+    "Header",
+    "Info",
+    "compress",
+    "compress_to",
+    "decompress",
+    "decompress_from",
+    "read_info",
+]

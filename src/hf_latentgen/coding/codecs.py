@@ -1,0 +1,320 @@
+"""The codes of three kinds of likelihood: pixel by pixel, byte by byte, and bits-back for latents.
+
+Each codec encodes groups of chunks and decodes them again. Encoder and decoder run one and the same function, which
+asks for the next symbols and does not know which of the two it serves.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_latentgen.coding.arithmetic import bytes_to_words, entropy_coder, probabilities, words_to_bytes
+from hf_latentgen.models.distributions import DiagonalGaussian
+from hf_latentgen.models.local_attention_interface import NAME
+from hf_latentgen.models.modeling_latentgen import LatentGenModel
+from hf_latentgen.models.modeling_local_transformer import rotary_angles
+from hf_latentgen.models.tokenization_bytes import BOS_TOKEN_ID, NUM_BYTES
+from hf_latentgen.models.window_cache import window_cache
+
+# A change of any of these numbers, or of a codec's own below, is a new FORMAT_VERSION.
+# A latent is coded as a multiple of this, from -LATENT_RANGE to LATENT_RANGE.
+LATENT_STEP, LATENT_RANGE = 1 / 256, 8
+# Of the learning while coding, as in dynamic evaluation: bytes of a chunk between two steps, and those that are read
+# before them.
+ADAPT_STRIDE, ADAPT_CONTEXT, ADAPT_LEARNING_RATE = 256, 512, 2e-4
+
+
+class Codec(Protocol):
+    """A code: its name in a file, items of a chunk, chunks coded together, chunks or images the model sees at once."""
+
+    name: str
+    chunk: int
+    group: int
+    batch: int
+
+    def encode(self, chunks: Sequence[np.ndarray]) -> list[bytes]:
+        """The payload of each chunk of a group."""
+        ...
+
+    def decode(self, payloads: Sequence[bytes], lengths: Sequence[int]) -> list[np.ndarray]:
+        """The chunks of a group, uint8, of `lengths` items each. A damaged payload harms no other chunk."""
+        ...
+
+
+def codec_for(model: LatentGenModel, adapt: bool = False) -> Codec:
+    """The codec of a `frozen` model.
+
+    Raises:
+        ValueError: the model has no likelihood, is told classes, or is to adapt and reads images.
+    """
+    likelihood = model.likelihood
+    reads_bytes = model.config.reads_text
+    if likelihood is None:
+        kind = model.kind
+        raise ValueError(
+            f"model must have a likelihood, got {kind!r}, which says of no image how probable it is: no code follows"
+        )
+    if adapt and not reads_bytes:
+        raise ValueError("adapt must be False for a model of images, got True")
+    if reads_bytes:
+        return ByteCodec(model, adapt)
+    if likelihood == "bound":
+        return BitsBackCodec(model)
+    if model.num_sample_classes:
+        raise ValueError("is_class_conditional must be False: the code of an image would need its class, got True")
+    return PixelCodec(model)
+
+
+class PixelCodec:
+    """Range coding in raster order, `batch` images in step. A chunk has several batches: its frame costs less."""
+
+    name, chunk, group, batch = "pixels", 512, 1, 128
+
+    def __init__(self, model: LatentGenModel):
+        self.model = model
+        model.set_attn_implementation(NAME)
+        self.stream = entropy_coder()
+        self.family = self.stream.model.Categorical(perfect=False)
+
+    def encode(self, chunks: Sequence[np.ndarray]) -> list[bytes]:
+        """The payload of one chunk of images [B, C, H, W]."""
+        (images,) = chunks
+        values = np.moveaxis(images, 1, -1).reshape(len(images), -1).astype(np.int32)
+        encoder = self.stream.queue.RangeEncoder()
+
+        def code(start: int, position: int, chances: np.ndarray) -> np.ndarray:
+            symbols = np.ascontiguousarray(values[start : start + len(chances), position])
+            encoder.encode(symbols, self.family, chances)
+            return symbols
+
+        self._run(len(images), code)
+        return [words_to_bytes(encoder.get_compressed())]
+
+    def decode(self, payloads: Sequence[bytes], lengths: Sequence[int]) -> list[np.ndarray]:
+        """The images of one chunk, uint8 [B, C, H, W]."""
+        decoder = self.stream.queue.RangeDecoder(bytes_to_words(payloads[0]))
+        values = self._run(lengths[0], lambda _start, _position, chances: decoder.decode(self.family, chances))
+        size, channels = self.model.config.image_size, self.model.config.num_channels
+        images = values.numpy().astype(np.uint8).reshape(-1, size, size, channels)
+        return [np.ascontiguousarray(np.moveaxis(images, -1, 1))]
+
+    def _run(self, count: int, code: Callable[[int, int, np.ndarray], np.ndarray]) -> Tensor:
+        """Values in raster order [count, H * W * C] that `code` gives, asked for each position of each batch."""
+        values = torch.zeros(count, self.model.config.num_dims, dtype=torch.int64)
+        for start in range(0, count, self.batch):
+            part = values[start : start + self.batch]
+            steps = self.model.steps(part)
+            for position in range(part.shape[1]):
+                symbols = code(start, position, probabilities(steps.logits(position)))
+                part[:, position] = torch.from_numpy(symbols.astype(np.int64))
+        return values
+
+
+class ByteCodec:
+    """Range coding byte by byte, the chunks of a group in step, each with a coder of its own.
+
+    With `adapt` the model learns from each stretch of all chunks once it is coded, so that every later one depends on
+    it; the codec then codes the groups of one file, in order, and no other.
+
+    Source: Krause et al. (2018), Dynamic Evaluation of Neural Sequence Models.
+    """
+
+    name, chunk, group, batch = "bytes", 2**15, 16, 16
+
+    def __init__(self, model: LatentGenModel, adapt: bool):
+        self.model = copy.deepcopy(model).requires_grad_() if adapt else model
+        self.model.set_attn_implementation(NAME)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), ADAPT_LEARNING_RATE, (0.9, 0.99)) if adapt else None
+        self.stream = entropy_coder()
+        self.family = self.stream.model.Categorical(perfect=False)
+
+    def encode(self, chunks: Sequence[np.ndarray]) -> list[bytes]:
+        """The payloads of chunks of bytes, uint8 [N] each."""
+        encoders = [self.stream.queue.RangeEncoder() for _ in chunks]
+
+        def code(row: int, position: int, chances: np.ndarray) -> np.ndarray:
+            symbol = chunks[row][position : position + 1].astype(np.int32)
+            encoders[row].encode(symbol, self.family, chances)
+            return symbol
+
+        self._run([len(chunk) for chunk in chunks], code)
+        return [words_to_bytes(encoder.get_compressed()) for encoder in encoders]
+
+    def decode(self, payloads: Sequence[bytes], lengths: Sequence[int]) -> list[np.ndarray]:
+        """The chunks, uint8 [N] each. The chunk of a damaged payload is arbitrary."""
+        decoders = [self.stream.queue.RangeDecoder(bytes_to_words(payload)) for payload in payloads]
+
+        def code(row: int, _: int, chances: np.ndarray) -> np.ndarray:
+            try:
+                return decoders[row].decode(self.family, chances)
+            # What constriction says of words that no encoder has written.
+            except AssertionError:
+                return np.zeros(1, np.int32)
+
+        ids = self._run(lengths, code)
+        return [ids[row, 1 : 1 + length].numpy().astype(np.uint8) for row, length in enumerate(lengths)]
+
+    @torch.no_grad()
+    def _run(self, lengths: Sequence[int], code: Callable[[int, int, np.ndarray], np.ndarray]) -> Tensor:
+        config, longest = self.model.config, max(lengths)
+        ids = torch.zeros(len(lengths), 1 + longest, dtype=torch.int64)
+        ids[:, 0] = BOS_TOKEN_ID
+        cache = window_cache(config, longest)
+        for position in range(longest):
+            angles = rotary_angles(torch.tensor([[position]]), config.head_dim, config.rope_theta)
+            inputs = self.model.model.embed_tokens(ids[:, position : position + 1])
+            logits = self.model.lm_head(self.model.model.step(inputs, angles, cache))
+            chances = probabilities(logits[:, 0, :NUM_BYTES])
+            for row, length in enumerate(lengths):
+                if position < length:
+                    ids[row, position + 1] = int(code(row, position, chances[row : row + 1])[0])
+            if self.optimizer is not None and (position + 1) % ADAPT_STRIDE == 0:
+                self._learn(ids[:, : position + 2], lengths)
+        return ids
+
+    @torch.enable_grad()
+    def _learn(self, ids: Tensor, lengths: Sequence[int]) -> None:
+        """A step on the bytes since the last one, those of chunks that have not ended."""
+        assert self.optimizer is not None
+        stop = ids.shape[1]
+        window = ids[:, max(stop - ADAPT_STRIDE - ADAPT_CONTEXT, 0) :]
+        labels = window.clone()
+        labels[:, :-ADAPT_STRIDE] = -100
+        past = torch.arange(stop - window.shape[1], stop) > torch.tensor(lengths).unsqueeze(1)
+        loss = self.model(input_ids=window, labels=labels.masked_fill(past, -100), use_cache=False).loss
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+
+
+class BitsBackCodec:
+    """Bits-back coding on a stack: the latents of an image are drawn with bits that images before it have left there.
+
+    The first image finds none. Its latents are the posterior's mode, and cost what they cost; no random bits are
+    needed. Then as many images are coded at once as the stack has bits for, at most `batch`, and how many is written
+    with them. The network always sees `batch` images, blank ones among them.
+
+    Latents are multiples of `LATENT_STEP`, whose prior and posterior are normal distributions of these intervals. The
+    intervals are equally wide rather than equally probable, so that a posterior far from the origin keeps its shape.
+
+    Source: Townsend et al. (2019), Practical Lossless Compression with Latent Variables using Bits Back Coding.
+    """
+
+    name, chunk, group, batch = "bits-back", 2048, 1, 16
+
+    def __init__(self, model: LatentGenModel):
+        self.model = model
+        self.stream = entropy_coder()
+        self.pixels = self.stream.model.Categorical(perfect=False)
+        half = round(LATENT_RANGE / LATENT_STEP)
+        self.limits = (-half, half - 1)
+        self.posterior = self.stream.model.QuantizedGaussian(*self.limits)
+        self.prior = self.stream.model.QuantizedGaussian(*self.limits, 0.0, 1 / LATENT_STEP)
+        # How many images are coded at once, and whether without bits from the stack.
+        self.marker = self.stream.model.Uniform(2 * self.batch)
+
+    @torch.no_grad()
+    def encode(self, chunks: Sequence[np.ndarray]) -> list[bytes]:
+        """The payload of one chunk of images [B, C, H, W]."""
+        (images,) = chunks
+        stack = self.stream.stack.AnsCoder()
+        start, size = 0, 1
+        while start < len(images):
+            size = min(2 * size, self.batch, len(images) - start)
+            padded = self._padded(images[start : start + size])
+            while size and (drawn := self._draw(stack, padded, size)) is None:
+                size //= 2
+            is_direct = size == 0
+            size = max(size, 1)
+            stack, codes, state = drawn if not is_direct else (stack, *self._infer(padded, self._mode))
+            part = images[start : start + size]
+            stack.encode_reverse(part.ravel().astype(np.int32), self.pixels, self._chances(state, size))
+            stack.encode_reverse(np.concatenate([code[:size].ravel() for code in codes]), self.prior)
+            stack.encode_reverse(np.array([size - 1 + self.batch * is_direct], np.int32), self.marker)
+            start += size
+        return [words_to_bytes(stack.get_compressed())]
+
+    @torch.no_grad()
+    def decode(self, payloads: Sequence[bytes], lengths: Sequence[int]) -> list[np.ndarray]:
+        """The images of one chunk, uint8 [B, C, H, W], found from the last to the first.
+
+        Raises:
+            ValueError: the stack does not hold `lengths` images.
+        """
+        config, end = self.model.config, lengths[0]
+        stack = self.stream.stack.AnsCoder(bytes_to_words(payloads[0]))
+        images = np.empty((end, config.num_channels, config.image_size, config.image_size), np.uint8)
+        while end > 0:
+            is_direct, size = divmod(int(stack.decode(self.marker, 1)[0]), self.batch)
+            size += 1
+            if size > end:
+                raise ValueError(f"stack must hold {end} more images, got {size}")
+            sizes = [size * latents for latents in self.model.latent_sizes]
+            symbols = np.split(stack.decode(self.prior, sum(sizes)), np.cumsum(sizes)[:-1])
+            codes = [self._padded(part.reshape(size, -1)) for part in symbols]
+            states, state = self._states(codes)
+            part = stack.decode(self.pixels, self._chances(state, size)).reshape(size, *images.shape[1:])
+            images[end - size : end] = part
+            if not is_direct:
+                features = self._features(self._padded(part.astype(np.uint8)))
+                for group in reversed(range(len(codes))):
+                    given = self._posterior(group, features[group], states[group], size)
+                    stack.encode_reverse(symbols[group], self.posterior, *given)
+            end -= size
+        return [images]
+
+    def _draw(self, stack, images: np.ndarray, size: int) -> tuple | None:
+        """Stack, codes and state after latents are drawn for the first `size` images; None if the stack runs out."""
+        stack = stack.clone()
+        draw = lambda mean, std: stack.decode(self.posterior, mean, std)  # noqa: E731
+        codes, state = self._infer(images, draw, size)
+        # Where words besides the coder's state are left, none was missing. An empty coder would go on in silence.
+        return (stack, codes, state) if stack.num_words() > 2 else None
+
+    def _infer(
+        self, images: np.ndarray, choose: Callable[[np.ndarray, np.ndarray], np.ndarray], size: int = 1
+    ) -> tuple[list[np.ndarray], Tensor]:
+        """Codes chosen from the posteriors of the first `size` images, coarse to fine, and the decoder's state."""
+        state, codes = None, []
+        for group, feature in enumerate(self._features(images)):
+            chosen = choose(*self._posterior(group, feature, state, size))
+            codes.append(self._padded(chosen.reshape(size, -1)))
+            state = self.model.decoder.advance(group, self._latents(codes[-1]), state)
+        return codes, cast(Tensor, state)
+
+    def _states(self, codes: list[np.ndarray]) -> tuple[list[Tensor | None], Tensor]:
+        """The decoder's state before each group of latents, and after the last."""
+        states: list[Tensor | None] = [None]
+        for group, code in enumerate(codes):
+            states.append(self.model.decoder.advance(group, self._latents(code), states[-1]))
+        return states[:-1], cast(Tensor, states[-1])
+
+    def _features(self, images: np.ndarray) -> list[Tensor]:
+        return self.model._encode_features(torch.from_numpy(images))
+
+    def _posterior(self, group: int, feature: Tensor, state: Tensor | None, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Means and standard deviations of the first `size` images' latents, in units of `LATENT_STEP`. [size * L]."""
+        mean, log_std = self.model.encoder.posterior(group, feature, state)[:size].chunk(2, 1)
+        gaussian = DiagonalGaussian(mean, log_std)
+        scaled = (part.flatten().numpy() / LATENT_STEP for part in (gaussian.mean, gaussian.std))
+        return cast(tuple[np.ndarray, np.ndarray], tuple(scaled))
+
+    def _mode(self, mean: np.ndarray, _: np.ndarray) -> np.ndarray:
+        return np.rint(mean).clip(*self.limits).astype(np.int32)
+
+    def _latents(self, codes: np.ndarray) -> Tensor:
+        return torch.from_numpy(codes.astype(np.float64) * LATENT_STEP)
+
+    def _chances(self, state: Tensor, size: int) -> np.ndarray:
+        """Probabilities of the levels of the first `size` images. [size * C * H * W, num_levels]."""
+        logits = self.model.decoder.finish(state)[:size]
+        return probabilities(logits.movedim(1, -1))
+
+    def _padded(self, rows: np.ndarray) -> np.ndarray:
+        """Rows and zeros, `batch` together."""
+        return np.concatenate([rows, np.zeros((self.batch - len(rows), *rows.shape[1:]), rows.dtype)])
