@@ -12,7 +12,8 @@ from types import ModuleType
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+
+from hf_latentgen.models.modeling_latentgen import LatentGenModel
 
 # What differs between a model and the same model saved and loaded.
 VOLATILE_FIELDS = {"architectures", "dtype", "transformers_version", "_name_or_path"}
@@ -45,7 +46,7 @@ def fixed_arithmetic() -> Iterator[None]:
         torch.use_deterministic_algorithms(is_deterministic, warn_only=only_warns)
 
 
-def frozen(model: PreTrainedModel) -> PreTrainedModel:
+def frozen(model: LatentGenModel) -> LatentGenModel:
     """A copy of the model on the CPU in float64 and `eval()` mode.
 
     Raises:
@@ -58,7 +59,7 @@ def frozen(model: PreTrainedModel) -> PreTrainedModel:
     return twin.eval().requires_grad_(False)
 
 
-def weights_sha256(twin: PreTrainedModel) -> str:
+def weights_sha256(twin: LatentGenModel) -> str:
     """SHA-256 of names, shapes and values of the weights of a `frozen` model, in whichever dtype they were stored."""
     digest = hashlib.sha256()
     for name, weight in sorted(twin.state_dict().items()):
@@ -67,7 +68,7 @@ def weights_sha256(twin: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def config_digest(model: PreTrainedModel) -> str:
+def config_digest(model: LatentGenModel) -> str:
     """First 16 hexadecimal digits of the SHA-256 of all that the configuration says of the function."""
     fields = {key: value for key, value in model.config.to_dict().items() if key not in VOLATILE_FIELDS}
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()[:16]
