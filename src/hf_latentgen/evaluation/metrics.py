@@ -116,7 +116,9 @@ def headline(results: Results) -> str:
             value = metric.show(results.metrics[key])
             if metric.unit in ("bits/dim", "nats", "bits/byte"):
                 return f"{value} {metric.unit}"
-            return f"{metric.title[0].lower()}{metric.title[1:]} {value}"
+            # A name keeps its capital.
+            title = metric.title if metric.title.startswith("Frechet") else metric.title[0].lower() + metric.title[1:]
+            return f"{title} {value}"
     return ""
 
 
