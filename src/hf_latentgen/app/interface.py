@@ -48,7 +48,7 @@ def build(checkpoints: Checkpoints) -> gr.Blocks:
 
 
 def launch(page: gr.Blocks, port: int | None = None) -> None:
-    """None. Serves the page until it is stopped, on this machine only unless GRADIO_SERVER_NAME says otherwise."""
+    """Serve the page until it is stopped, on this machine only unless GRADIO_SERVER_NAME says otherwise."""
     # Fonts of the reader's machine: those of a theme would come from another server.
     theme = gr.themes.Default(
         primary_hue="indigo",

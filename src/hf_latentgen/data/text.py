@@ -141,7 +141,7 @@ def stream_token_blocks(dataset: IterableDataset, block_size: int) -> IterableDa
 
 
 def _check_blocks(dataset: Dataset | IterableDataset, block_size: int) -> None:
-    """None. Raises: ValueError as `TokenBlocksDataset` says."""
+    """Raise `ValueError` as `TokenBlocksDataset` says."""
     if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 2:
         raise ValueError(f"block_size must be an integer of at least 2, got {block_size!r}.")
     columns = dataset.column_names or []

@@ -55,7 +55,7 @@ def uint8_from_levels(levels: np.ndarray | torch.Tensor, num_levels: int) -> np.
 
 
 def check_num_levels(num_levels: int) -> None:
-    """None. Raises: ValueError unless `num_levels` is an integer from 2 to 256."""
+    """Raise `ValueError` unless `num_levels` is an integer from 2 to 256."""
     if isinstance(num_levels, bool) or not isinstance(num_levels, int) or not 2 <= num_levels <= 256:
         raise ValueError(f"num_levels must be an integer from 2 to 256, got {num_levels!r}.")
 

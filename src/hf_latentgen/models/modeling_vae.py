@@ -212,7 +212,7 @@ class VAEModel(ImageAutoencoderModel):
         return total - math.log(num_samples)
 
     def compile_likelihood(self) -> None:
-        """None. Compiles the pass that `log_likelihood` repeats: faster, and the same but for rounding.
+        """Compile the pass that `log_likelihood` repeats: faster, and the same but for rounding.
 
         On a CPU it needs a C++ compiler.
         """

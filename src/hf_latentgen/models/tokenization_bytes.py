@@ -133,7 +133,7 @@ class ByteTokenizer(PreTrainedTokenizer):
         return b"".join(pieces).decode("utf-8", self.errors)
 
     def _check_ids(self, ids: np.ndarray) -> None:
-        """None. Raises: ValueError when an id is not in the vocabulary."""
+        """Raise `ValueError` when an id is not in the vocabulary."""
         wrong = ids[(ids < 0) | (ids >= len(self))]
         if wrong.size:
             raise ValueError(f"ids must lie in 0 ... {len(self) - 1}, got {wrong[0]}.")

@@ -331,7 +331,7 @@ class LatentTrainer(Trainer):
                 save_model(self.model, str(folder / TRAINING_WEIGHTS))
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """None; the repository is there then. Arguments as in `transformers.Trainer`, errors as in `push_to_hub`."""
+        """Make the repository if it is missing. Arguments as in `transformers.Trainer`, errors as in `push_to_hub`."""
         if self.is_world_process_zero():
             args, name = self.args, self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
             private = args.hub_private_repo if private is None else private
