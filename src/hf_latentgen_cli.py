@@ -81,6 +81,8 @@ def train(
         from hf_latentgen.hub.loading import load
         from hf_latentgen.rows.recipes import load_recipe, train_recipe
 
+        if start is None and revision is not None:
+            raise ValueError(f"revision is of no use without --from, got {revision!r}")
         checkpoint = None if start is None else load(start, revision, device="cpu")
         folder = train_recipe(load_recipe(recipe, overrides), output_dir, data_dir, checkpoint, resume)
     print(f"trained model, its processor and run.json: {folder}")
@@ -92,7 +94,10 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(help="Data set, Hub id or folder.  [default: that it was made for]")
     ] = None,
-    output_dir: Annotated[str | None, typer.Option(help="Folder to write.  [default: that of a training run]")] = None,
+    output_dir: Annotated[
+        str | None,
+        typer.Option(help="Folder to write.  [default: that of a training run scored on its own test split]"),
+    ] = None,
     row: Annotated[bool, typer.Option("--row", help="Write model_cards/<row>: of a run of its recipe only.")] = False,
     revision: Revision = None,
     split: Annotated[str, typer.Option(help="Split to score, all of it.")] = "test",
@@ -136,7 +141,7 @@ def sample(
     checkpoint: CheckpointArgument,
     file: Annotated[str, typer.Option(help="PNG file to write.")] = "samples.png",
     num_images: Annotated[int, typer.Option(help="How many.")] = 64,
-    columns: Annotated[int, typer.Option(help="Images in a row of the grid.")] = 8,
+    columns: Annotated[int, typer.Option(min=1, help="Images in a row of the grid.")] = 8,
     output: Annotated[Output, typer.Option(help="Draw each pixel, or take its mode or mean.")] = Output.sample,
     temperature: Annotated[float, typer.Option(help="Of the latents, or of the logits.")] = 1.0,
     label: Annotated[int | None, typer.Option(help="Class to draw, of a model that has classes.")] = None,

@@ -272,6 +272,26 @@ def test_options_of_another_family_are_refused(refused, repository, option):
     assert f"{option.split()[0].strip('-').replace('-', '_')} is of no use for adversarial autoencoders" in line
 
 
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("evaluate aae_mnist --draws aae_mnist_semi_100", "draws must be an image classifier, got aae_mnist"),
+        ("evaluate aae_digits --classifier aae_mnist_all_labels", "classifier must read images of size 8"),
+        ("evaluate vae_digit --data digits", "the nearest row is vae_digits"),
+        ("train small.yaml --revision main", "revision is of no use without --from, got 'main'"),
+    ],
+)
+def test_options_of_no_use_and_unknown_rows_are_refused_at_once(refused, words, complaint):
+    assert complaint in refused(words)
+
+
+def test_a_run_keeps_the_results_of_its_own_test_split(command, checkpoint):
+    command("evaluate runs/vae_small --num-importance-samples 1")
+    for words in ("--split validation", "--data digits"):
+        assert "nothing was written" in command(f"evaluate runs/vae_small --num-importance-samples 1 {words}")
+    assert Results.read(checkpoint).split == "test"
+
+
 def test_samples_are_a_grid(command, checkpoint):
     for name in ("first.png", "second.png"):
         words = f"--num-images 10 --columns 5 --output mean --seed 3 --file {name}"
@@ -379,6 +399,7 @@ def test_rows_are_listed_with_their_weights(command, monkeypatch, repository, he
     assert set(listed) == {"vae_digits", "vae_mnist_4bit"}
     assert listed["vae_digits"]["weights"] == "model_cards/vae_digits"
     assert listed["vae_digits"]["score"] == "2.0185 bits/dim"
+    assert listed["vae_digits"]["parameters"] == 208_564
     assert listed["vae_mnist_4bit"]["weights"] == "no weights"
     monkeypatch.setattr(loading, "ROWS", here / "nowhere")
     assert "a clone of the repository has them" in command("rows", code=1)

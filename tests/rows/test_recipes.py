@@ -296,7 +296,7 @@ def test_run_record(tiny, tmp_path):
     assert run["row"] == "tiny"
     assert run["config"] == f"{tiny.parent.name}/{tiny.name}"
     assert run["overrides"] == overrides
-    assert run["train_command"] == f"python scripts/train.py {run['config']} {' '.join(overrides)}"
+    assert run["train_command"] == f"hf-latentgen train {run['config']} {' '.join(overrides)}"
     assert run["seed"] == 42
     assert 0 <= run["train_seconds"] < 60
     assert "CPU thread" in run["hardware"] or " x " in run["hardware"]

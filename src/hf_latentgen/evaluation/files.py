@@ -27,7 +27,7 @@ def score_files(model: LatentGenModel, processor: Any, path: str | Path, seed: i
         FileNotFoundError: there is no such file, or no file in the folder.
     """
     if model.likelihood is None:
-        raise ValueError(f"model must have a likelihood to score files, got a {model.kind}, which has none")
+        raise ValueError(f"model must have a likelihood to score files, and this has none: {model.kind}")
     files = list_files(Path(path), images=not model.config.reads_text)
     names = {file: file.relative_to(path).as_posix() if Path(path).is_dir() else file.name for file in files}
     if model.config.reads_text:

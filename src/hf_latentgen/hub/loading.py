@@ -1,5 +1,6 @@
 """The one loader: a folder, a row of this repository or a name on the Hub becomes a checked model and processor."""
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,10 @@ def find_folder(
         if revision is not None:
             raise ValueError(f"revision must be None for a folder ({local}), got {revision!r}")
         return local
+    if "/" not in name:
+        nearest = difflib.get_close_matches(name, [folder.name for folder in row_folders()], n=1)
+        hint = f", the nearest row is {nearest[0]}" if nearest else ""
+        raise FileNotFoundError(f"{name} is no folder and no row{hint}; a name on the Hub is namespace/name")
     return snapshot(name, revision, token, cache_dir, local_files_only)
 
 

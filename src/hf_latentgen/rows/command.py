@@ -27,11 +27,16 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], file_f
     if file_format == "json":
         print(json.dumps([dict(zip(headers, row, strict=True)) for row in rows], indent=2))
     elif file_format == "csv":
-        csv.writer(sys.stdout).writerows([headers, *rows])
+        csv.writer(sys.stdout, lineterminator="\n").writerows([headers, *rows])
     else:
         table = Table(*headers, box=None, show_header=any(headers), pad_edge=False)
         for row in rows:
-            table.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row))
+            table.add_row(
+                *(
+                    f"{cell:.4f}" if isinstance(cell, float) else f"{cell:,}" if isinstance(cell, int) else str(cell)
+                    for cell in row
+                )
+            )
         # A file or another program takes lines of any length.
         Console(width=None if sys.stdout.isatty() else 200).print(table)
 
@@ -68,8 +73,8 @@ def evaluate_command(
 ) -> None:
     """Evaluate a checkpoint, print its scores, and write them where that was asked for.
 
-    A training run keeps its own results. A row of the repository is written only when asked for, by a run of its own
-    recipe without overrides. What was only loaded is left as it is.
+    A training run keeps its own results, those of its test split. A row of the repository is written only when asked
+    for, by a run of its own recipe without overrides. What was only loaded is left as it is.
     """
     folder = find_folder(checkpoint, revision)
     target = None
@@ -79,7 +84,7 @@ def evaluate_command(
         target = Path("model_cards", check_row(folder))
     elif output_dir is not None:
         target = Path(output_dir)
-    elif (folder / RECORD).is_file():
+    elif (folder / RECORD).is_file() and data is None and split == "test":
         target = folder
     judge = None if classifier is None else load(classifier)
     others = tuple(load(draw) for draw in draws) or None
@@ -148,8 +153,8 @@ def rows_command(file_format: str) -> None:
         results = Results.read(folder)
         size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
         where = f"model_cards/{folder.name}" if has_weights(folder) else "no weights"
-        lines.append([results.row, headline(results), f"{results.num_parameters:,}", f"{size / 2**20:.1f} MB", where])
-    print_table(["row", "score", "parameters", "size", "weights"], lines, file_format)
+        lines.append([results.row, headline(results), results.num_parameters, size, where])
+    print_table(["row", "score", "parameters", "bytes", "weights"], lines, file_format)
 
 
 def verify_command(names: Sequence[str], data_dir: str | None) -> bool:

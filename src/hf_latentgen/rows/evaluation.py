@@ -64,7 +64,7 @@ def evaluate(
     started = time.monotonic()
     options = options or Options()
     family = find_family(checkpoint.model_type, families)
-    check_options(family, options)
+    check_options(family, options, checkpoint)
     record = read_record(checkpoint.folder)
     name = dataset or record.get("dataset")
     if name is None:
@@ -110,8 +110,8 @@ def evaluate(
     return Evaluation(results, family.draw(checkpoint, data, results, options.seed))
 
 
-def check_options(family: Family, options: Options) -> None:
-    """Raise `ValueError` for an option that is out of range, or that the family has no use for."""
+def check_options(family: Family, options: Options, checkpoint: Checkpoint) -> None:
+    """Raise `ValueError` for an option that is out of range, or of no use for the family or this checkpoint."""
     for name in ("batch_size", "num_importance_samples"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -120,9 +120,16 @@ def check_options(family: Family, options: Options) -> None:
         if own.default is None and getattr(options, own.name) is not None and own.name not in family.options:
             allowed = ", ".join(family.options) or "none"
             raise ValueError(f"{own.name} is of no use for {family.title.lower()}; options of their own: {allowed}")
-    for given in (options.classifier, *(options.draws or ())):
-        if given is not None and given.model.hub_task != "image-classification":
-            raise ValueError(f"classifier must be an image classifier, got a {given.model.kind}: {given.name}")
+    # The error of several trainings is that of the checkpoint and of the others.
+    draws = (checkpoint, *options.draws) if options.draws else ()
+    for name, given in (("classifier", options.classifier), *(("draws", draw) for draw in draws)):
+        if given is None:
+            continue
+        if given.model.hub_task != "image-classification":
+            raise ValueError(f"{name} must be an image classifier, got {given.name}: {given.model.kind}")
+        expected, size = checkpoint.model.config.image_size, given.model.config.image_size
+        if size != expected:
+            raise ValueError(f"{name} must read images of size {expected}, got {given.name}: {size}")
 
 
 def read_record(folder: Path) -> dict:

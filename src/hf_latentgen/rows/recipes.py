@@ -186,7 +186,7 @@ def run_record(trainer: LatentTrainer, recipe: Recipe, checkpoint: Checkpoint | 
     """The provenance of a trained model: recipe, command, time, hardware, versions, commit, and validation history."""
     # Folder and name: where the folder lies is nobody else's business.
     config = Path(*recipe.path.parts[-2:])
-    command = ["python", "scripts/train.py", str(config), *recipe.overrides]
+    command = ["hf-latentgen", "train", str(config), *recipe.overrides]
     command += ["--from", checkpoint.name] if checkpoint else []
     unwanted = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_beta")
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
