@@ -23,6 +23,8 @@ NEIGHBOURS = ((0, -1), (-1, 0), (-1, -1), (-1, 1))
 MAX_TABLE_ENTRIES = 2**20
 # A chunk of images at a time keeps the index arrays small.
 CHUNK = 4096
+# How many counts a shorter context is worth.
+STRENGTH = 2.0
 
 
 def image_baselines(
@@ -90,13 +92,11 @@ def per_pixel_nats(train_levels: np.ndarray, test_levels: np.ndarray, num_levels
     return -_gather_sums(lambda levels: log_probabilities[positions + levels], test_levels)
 
 
-def counting_nats(
-    train_levels: np.ndarray, test_levels: np.ndarray, num_levels: int, strength: float = 2.0
-) -> np.ndarray:
+def counting_nats(train_levels: np.ndarray, test_levels: np.ndarray, num_levels: int) -> np.ndarray:
     """Negative log-likelihood of each test image under counts of the four causal neighbours, in nats. [N].
 
-    The probability of a level after a context is `(count(context, level) + strength * backed_off) / (count(context) +
-    strength)`, where `backed_off` is the same quantity for the context without its last neighbour: W, N, NW, NE; then
+    The probability of a level after a context is `(count(context, level) + STRENGTH * backed_off) / (count(context) +
+    STRENGTH)`, where `backed_off` is the same quantity for the context without its last neighbour: W, N, NW, NE; then
     W, N, NW; W, N; W; and at the end the histogram of levels with one added to each count. A neighbour outside the
     image has level 0. With more than 16 levels the neighbours (not the pixel itself) are quantised, to 8 levels for
     256, so that the table stays at about a million entries. The channels of a colour image are coded independently,
@@ -112,16 +112,14 @@ def counting_nats(
         for start in range(0, len(train_levels), CHUNK):
             indices = _table_indices(train_levels[start : start + CHUNK, channel], num_levels, context_levels)
             counts += np.bincount(indices.ravel(), minlength=counts.size)
-        log_probabilities = np.log(_backed_off(counts.reshape(shape), strength)).ravel()
+        log_probabilities = np.log(_backed_off(counts.reshape(shape))).ravel()
         for start in range(0, len(test_levels), CHUNK):
             indices = _table_indices(test_levels[start : start + CHUNK, channel], num_levels, context_levels)
             nats[start : start + CHUNK] -= log_probabilities[indices].sum((1, 2))
     return nats
 
 
-def counting_nats_reference(
-    train_levels: np.ndarray, test_levels: np.ndarray, num_levels: int, strength: float = 2.0
-) -> np.ndarray:
+def counting_nats_reference(train_levels: np.ndarray, test_levels: np.ndarray, num_levels: int) -> np.ndarray:
     """The same as `counting_nats`, one pixel at a time, for small inputs. [N].
 
     Shape: both sets of levels [N, C, H, W].
@@ -153,7 +151,7 @@ def counting_nats_reference(
                 for length in range(1, len(NEIGHBOURS) + 1):
                     neighbours = context(image, row, column, length)
                     joint, total = counts.get((*neighbours, "level", level), 0), counts.get(neighbours, 0)
-                    probability = (joint + strength * probability) / (total + strength)
+                    probability = (joint + STRENGTH * probability) / (total + STRENGTH)
                 nats[index] -= math.log(probability)
     return nats
 
@@ -247,14 +245,14 @@ def _table_indices(levels: np.ndarray, num_levels: int, context_levels: int) -> 
     return indices * num_levels + levels
 
 
-def _backed_off(counts: np.ndarray, strength: float) -> np.ndarray:
+def _backed_off(counts: np.ndarray) -> np.ndarray:
     """Probability of the last axis given the others; each context backs off to the one without its last neighbour."""
     num_neighbours = counts.ndim - 1
     probabilities = counts.sum(axis=tuple(range(num_neighbours))) + 1
     probabilities /= probabilities.sum()
     for length in range(1, num_neighbours + 1):
         seen = counts.sum(axis=tuple(range(length, num_neighbours)))
-        probabilities = (seen + strength * probabilities[..., None, :]) / (seen.sum(-1, keepdims=True) + strength)
+        probabilities = (seen + STRENGTH * probabilities[..., None, :]) / (seen.sum(-1, keepdims=True) + STRENGTH)
     return probabilities
 
 

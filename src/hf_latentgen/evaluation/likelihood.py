@@ -5,12 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.utils import logging
+from tqdm.auto import tqdm
 
 from hf_latentgen.data import LevelsDataset
 from hf_latentgen.hub.loading import new_model
 from hf_latentgen.models.bits import nats_to_bits_per_dim
 from hf_latentgen.models.modeling_latentgen import LatentGenModel
+
+# Bars in a terminal only, gone when they are full: a whole split takes minutes.
+BAR: dict = {"leave": False, "disable": None}
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def image_nats(model: LatentGenModel, dataset: LevelsDataset, batch_size: int = 
     model.eval()
     labels = dataset.labels if model.num_sample_classes > 0 else None
     nats = []
-    for start in logging.tqdm(range(0, len(dataset), batch_size), desc="likelihood"):
+    for start in tqdm(range(0, len(dataset), batch_size), "likelihood", **BAR):
         part = slice(start, start + batch_size)
         classes = {} if labels is None else {"labels": labels[part].to(model.device)}
         output = model(dataset.levels[part].to(model.device), return_loss=False, **classes)
@@ -124,7 +127,7 @@ def evaluate_elbo(
     model.eval()
     generator = torch.Generator().manual_seed(seed)
     distortion, rate = [], []
-    for batch in logging.tqdm(levels.split(batch_size), desc="ELBO"):
+    for batch in tqdm(levels.split(batch_size), "ELBO", **BAR):
         output = model(batch.to(model.device), sample_posterior=True, generator=generator, return_loss=False)
         distortion.append(output.distortion.double().cpu())
         rate.append(output.rate.double().cpu())
@@ -154,9 +157,7 @@ def evaluate_likelihood(
     if num_importance_samples > 0:
         log_likelihood = [
             model.log_likelihood(batch.to(model.device), num_importance_samples, generator=generator).double().cpu()
-            for batch in logging.tqdm(
-                levels.split(batch_size), desc=f"importance samples, K = {num_importance_samples}"
-            )
+            for batch in tqdm(levels.split(batch_size), f"importance samples, K = {num_importance_samples}", **BAR)
         ]
         importance_nll = -torch.cat(log_likelihood).numpy()
     wrong = ~np.isfinite(distortion + rate + (0 if importance_nll is None else importance_nll))

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
-from hf_latentgen.evaluation.likelihood import fresh_model
+from hf_latentgen.evaluation.likelihood import BAR, fresh_model
 from hf_latentgen.models.bits import nats_to_bits_per_byte
 from hf_latentgen.models.modeling_latentgen import LatentGenModel
 from hf_latentgen.models.tokenization_bytes import (
@@ -129,7 +129,7 @@ def document_nats(
     ids = torch.from_numpy(ids.astype(np.int64)).to(model.device)
     total = 0.0
     with torch.set_grad_enabled(optimizer is not None):
-        for start in logging.tqdm(range(1, len(ids), stride), desc=f"context of {context} ids"):
+        for start in tqdm(range(1, len(ids), stride), f"context of {context} ids", **BAR):
             window = ids[max(start - context, 0) : start + stride].unsqueeze(0)
             nats = token_nats(model(input_ids=window, use_cache=False).logits, window)[0]
             nats = nats[-len(ids[start : start + stride]) :]
