@@ -156,7 +156,7 @@ def test_what_the_model_does_not_know_is_refused(grey):
 
 def test_models_without_a_code_are_refused(grey):
     aae = AAEModel(AAEConfig(architecture="mlp", image_size=5, num_levels=3, latent_dim=2, hidden_channels=(8,)))
-    refused(lambda: compress(aae, grey.processor, grey.data), "likelihood", "latentgen_aae")
+    refused(lambda: compress(aae, grey.processor, grey.data), "likelihood", "adversarial autoencoder")
     config = grey.model.config.to_dict() | {"is_class_conditional": True, "num_labels": 2}
     told = LocalTransformerForImageGeneration(type(grey.model.config)(**config))
     refused(lambda: compress(told, grey.processor, grey.data), "is_class_conditional")
