@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import PIL.Image
+import pyarrow.dataset
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDatasetDict, NamedSplit, load_dataset
 from transformers.utils import logging
 
@@ -45,7 +46,9 @@ def load_folder(folder: Path, files: list[Path], streaming: bool) -> DatasetDict
         return _datasets_of_images(folder, splits)
     # Brackets in a path stand for themselves.
     named = {split: [glob.escape(str(folder / path)) for path in paths] for split, paths in splits.items() if paths}
-    read = load_dataset("parquet", data_files=named, streaming=streaming)
+    # Without a buffer, each photo is in memory once less.
+    options = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
+    read = load_dataset("parquet", data_files=named, streaming=streaming, fragment_scan_options=options)
     # A row group is a shard of its own: Arrow reads a whole shard ahead, however many photos it holds.
     return IterableDatasetDict({split: part.reshard() for split, part in read.items()}) if streaming else read
 
