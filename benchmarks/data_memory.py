@@ -65,7 +65,8 @@ def read_photos(root: Path, way: str) -> dict[str, float]:
         while not stop.wait(0.005):
             peak[0] = max(peak[0], own_megabytes())
 
-    watcher = threading.Thread(target=watch)
+    # A daemon: it would outlive an error.
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     num_photos = 0
     for split in SPLITS:

@@ -67,6 +67,7 @@ class CommonModelTests:
     """A subclass sets `model_class`, overrides the fixture `config`, tiny, and `make_inputs`.
 
     Compilers take seconds for a configuration: that named by `compiled` stands for those in `others`, which are slow.
+    Where `compiles_soon` is False it is slow as well.
 
     Its forward must be deterministic in `eval()`, return per-example tensors whose first axis is the batch, and a
     scalar `loss` that is a mean over the batch.
@@ -76,12 +77,14 @@ class CommonModelTests:
     auto_class = AutoModel
     compiled: str
     others: tuple[str, ...] = ()
+    compiles_soon = False
 
     def pytest_generate_tests(self, metafunc):
         if "config" in metafunc.fixturenames and metafunc.function.__name__ in COMPILING:
             slow = [pytest.param(name, marks=pytest.mark.slow) for name in self.others]
+            first = self.compiled if self.compiles_soon else pytest.param(self.compiled, marks=pytest.mark.slow)
             # As a mark, which takes the place of the parameters of the fixture.
-            metafunc.definition.add_marker(pytest.mark.parametrize("config", [self.compiled, *slow], indirect=True))
+            metafunc.definition.add_marker(pytest.mark.parametrize("config", [first, *slow], indirect=True))
 
     @pytest.fixture
     def config(self) -> PreTrainedConfig:

@@ -29,7 +29,7 @@ def test_images_come_back(images):
     assert len(read_info(compressed).entries) >= 2
 
 
-@pytest.mark.parametrize("kind", ["empty", "one", "all"])
+@pytest.mark.parametrize("kind", ["empty", "one", pytest.param("all", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("adapt", [False, True])
 def test_bytes_come_back(text, kind, adapt):
     data = {"empty": b"", "one": b"\xff", "all": text.data}[kind]
@@ -53,6 +53,7 @@ def test_a_file_is_as_long_as_the_exact_likelihood_says(kind, make_images, monke
     assert 8 * len(compressed) <= payload_bits(compressed) + 8 * 260
 
 
+@pytest.mark.slow
 def test_text_is_as_long_as_the_exact_likelihood_says(text, monkeypatch):
     monkeypatch.setattr(ByteCodec, "chunk", 4000)
     model = text.model.double()
@@ -74,12 +75,14 @@ def test_bits_back_reaches_the_bound(kind, make_images, monkeypatch):
     assert abs(payload_bits(compress(model, case.processor, case.data)) - bits) <= 0.02 * bits + 11 * model.num_latents
 
 
+@pytest.mark.slow
 def test_learning_while_coding_makes_a_smaller_file(text):
     data = text.data * 3
     fixed, learned = (compress(text.model, text.processor, data, adapt=adapt, verify=False) for adapt in (False, True))
     assert len(learned) < len(fixed)
 
 
+@pytest.mark.slow
 def test_compression_leaves_the_model_as_it_was(text):
     before = copy.deepcopy(text.model.state_dict())
     threads, is_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
@@ -100,6 +103,7 @@ def test_pictures_and_their_names_come_back(grey, tmp_path):
         assert torch.equal(decompress(grey.model, grey.processor, file), grey.data)
 
 
+@pytest.mark.slow
 def test_a_stream_is_read_as_it_is_written(grey, monkeypatch):
     """No more images are read ahead than the workers have at hand."""
     read, ahead = 0, []
@@ -156,7 +160,7 @@ def test_what_the_model_does_not_know_is_refused(grey):
 
 def test_models_without_a_code_are_refused(grey):
     aae = AAEModel(AAEConfig(architecture="mlp", image_size=5, num_levels=3, latent_dim=2, hidden_channels=(8,)))
-    refused(lambda: compress(aae, grey.processor, grey.data), "likelihood", "latentgen_aae")
+    refused(lambda: compress(aae, grey.processor, grey.data), "likelihood", "adversarial autoencoder")
     config = grey.model.config.to_dict() | {"is_class_conditional": True, "num_labels": 2}
     told = LocalTransformerForImageGeneration(type(grey.model.config)(**config))
     refused(lambda: compress(told, grey.processor, grey.data), "is_class_conditional")

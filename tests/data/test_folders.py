@@ -4,6 +4,7 @@ import logging
 import zlib
 
 import numpy as np
+import pyarrow
 import pytest
 from datasets import ClassLabel, Features, Image, IterableDataset
 from PIL import Image as PILImage
@@ -61,8 +62,15 @@ def test_splits_are_named_in_any_case_and_by_their_aliases(tmp_path, names):
 @pytest.mark.parametrize("other", ["tst", "holdout", "cat", "training", "test-tube"])
 def test_a_folder_beside_the_splits_that_is_none_is_refused(tmp_path, other):
     write(tmp_path, "Train/cat/0.png", f"{other}/cat/0.png")
-    with pytest.raises(ValueError, match=f"understood as Train as train, but also holds {other}\\."):
+    with pytest.raises(ValueError, match=f"holds Train \\(split 'train'\\), but also {other}\\."):
         load_images(tmp_path)
+
+
+@pytest.mark.parametrize(("first", "second"), [("VALID", "dev"), ("val", "validation")])
+def test_two_folders_of_one_split_are_refused(tmp_path, first, second):
+    write(tmp_path, f"{first}/0.png", f"{second}/0.png", "test/0.png")
+    with pytest.raises(ValueError, match=f"one folder of each split, got .*{first} .*{second} "):
+        load_images(tmp_path, "test")
 
 
 @pytest.mark.parametrize("suspect", ["training", "Testing", "eval", "tst", "holdout"])
@@ -193,12 +201,13 @@ def test_a_missing_split_says_what_the_folder_holds(tmp_path):
         load_images(tmp_path, "test")
 
 
-def test_too_few_training_images_to_carve_a_validation_split_are_refused(tmp_path):
+@pytest.mark.parametrize("streaming", [False, True])
+def test_too_few_training_images_to_carve_a_validation_split_are_refused(tmp_path, streaming):
     # The place of a file is decided by what it holds, which is not decoded.
     (write(tmp_path, "train/0.png") / "train" / "0.png").write_bytes(b"not decoded")
     assert len(load_images(tmp_path, "train")) == 1
-    with pytest.raises(ValueError, match="for split 'validation', which is a part of 'train', found none among its 1"):
-        load_images(tmp_path, "validation")
+    with pytest.raises(ValueError, match="for split 'validation', which is a part of 'train', found none"):
+        load_images(tmp_path, "validation", streaming=streaming)
 
 
 def test_a_folder_without_images_says_what_it_holds(tmp_path):
@@ -228,10 +237,20 @@ def test_parquet_files_are_split_by_their_folder_or_the_beginning_of_their_name(
     assert (pixels(load_images(tmp_path, "test", streaming=streaming)) == random_images[50:]).all()
 
 
+def test_a_parquet_file_is_not_read_ahead(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (80, 100, 100), dtype=np.uint8)
+    dataset_from_arrays(noise, split="train").to_parquet(tmp_path / "train.parquet", batch_size=1)
+    before = pyarrow.total_allocated_bytes()
+    allocated = [pyarrow.total_allocated_bytes() for _ in load_images(tmp_path, "train", streaming=True)]
+    assert len(allocated) > 60
+    # Of eighty row groups, eight are decoded at once, and then filtered.
+    assert max(allocated) - before < noise.nbytes / 3
+
+
 def test_parquet_files_of_unknown_splits_are_refused(tmp_path, random_images):
     full = dataset_from_arrays(random_images, split="train")
     write_parquet(tmp_path, {"train": full, "holdout": full})
-    with pytest.raises(ValueError, match="understood as train as train, but also holds files beside them"):
+    with pytest.raises(ValueError, match=r"holds train \(split 'train'\), but also files beside them"):
         load_images(tmp_path)
 
 

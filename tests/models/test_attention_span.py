@@ -256,6 +256,7 @@ def train(model, parameters, batches):
         optimizer.step()
 
 
+@pytest.mark.slow
 def test_spans_shrink_under_the_penalty_and_grow_where_the_task_needs_distance():
     torch.manual_seed(0)
     fields = TINY | {"vocab_size": 8, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -11,6 +11,7 @@ from transformers.masking_utils import (
 )
 from transformers.models.gemma4.configuration_gemma4 import Gemma4TextConfig
 from transformers.models.inkling.configuration_inkling import InklingTextConfig
+from transformers.utils import logging
 
 from hf_latentgen.models import local_attention_interface as interface
 from hf_latentgen.models.local_attention_interface import (
@@ -211,8 +212,9 @@ def test_unknown_arguments_are_refused_by_name(name):
 
 def test_a_model_without_a_window_is_told_once(monkeypatch):
     told = []
-    monkeypatch.setattr(interface.logger, "warning", told.append)
-    interface.logger.warning_once.cache_clear()
+    logger = logging.get_logger(interface.__name__)
+    monkeypatch.setattr(logger, "warning", told.append)
+    logger.warning_once.cache_clear()
     for window in (16, None):
         config = MistralConfig(**GROUPED, sliding_window=window)
         config._attn_implementation = NAME

@@ -264,7 +264,7 @@ def test_generation_gives_the_same_tokens_with_every_implementation(variant, opt
         assert torch.equal(found, expected), implementation
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("implementation", [pytest.param("eager", marks=pytest.mark.slow), "sdpa"])
 def test_continuous_batching_generates_the_same_tokens(implementation):
     model = build()
     prompts = [ids(1, length, seed=length) for length in (5, 20, 9)]

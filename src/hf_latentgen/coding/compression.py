@@ -21,6 +21,7 @@ from transformers.utils import logging
 from hf_latentgen.coding.arithmetic import build, config_digest, entropy_coder, fixed_arithmetic, frozen, weights_sha256
 from hf_latentgen.coding.codecs import Codec, codec_for
 from hf_latentgen.coding.container import CompressedFileError, Header, Info, Writer, checksum, read_info
+from hf_latentgen.models.configuration_latentgen import check_processor
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.models.modeling_image_autoencoder import check_levels
 from hf_latentgen.models.modeling_latentgen import LatentGenModel
@@ -269,17 +270,11 @@ def _check_reader(written: Header, own: Header) -> None:
 
 
 def _check_processor(model: LatentGenModel, processor: LevelsImageProcessor | ByteTokenizer) -> None:
-    config = model.config
-    if isinstance(processor, ByteTokenizer):
-        given, expected = {"vocab_size": len(processor)}, {"vocab_size": getattr(config, "vocab_size", None)}
-    else:
-        height, width = processor.size.height, processor.size.width
-        given = {"num_levels": processor.num_levels, "num_channels": processor.num_channels, "size": (height, width)}
-        size = (config.image_size, config.image_size)
-        expected = {"num_levels": config.num_levels, "num_channels": config.num_channels, "size": size}
-    for field, value in given.items():
-        if value != expected[field]:
-            raise ValueError(f"{field} of the processor must be that of the model, {expected[field]}, got {value}")
+    if model.config.reads_text != isinstance(processor, ByteTokenizer):
+        expected = "a tokenizer" if model.config.reads_text else "an image processor"
+        raise ValueError(f"processor must be {expected} for a {model.kind}, got {type(processor).__name__}")
+    if not model.config.reads_text:
+        check_processor(model.config, processor)
 
 
 def _shape(model: LatentGenModel) -> tuple[int, int, int]:

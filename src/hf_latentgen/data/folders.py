@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import PIL.Image
+import pyarrow.dataset
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDatasetDict, NamedSplit, load_dataset
 from transformers.utils import logging
 
@@ -45,7 +46,11 @@ def load_folder(folder: Path, files: list[Path], streaming: bool) -> DatasetDict
         return _datasets_of_images(folder, splits)
     # Brackets in a path stand for themselves.
     named = {split: [glob.escape(str(folder / path)) for path in paths] for split, paths in splits.items() if paths}
-    return load_dataset("parquet", data_files=named, streaming=streaming)
+    # Without a buffer, each photo is in memory once less.
+    options = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
+    read = load_dataset("parquet", data_files=named, streaming=streaming, fragment_scan_options=options)
+    # A row group is a shard of its own: Arrow reads a whole shard ahead, however many photos it holds.
+    return IterableDatasetDict({split: part.reshard() for split, part in read.items()}) if streaming else read
 
 
 def describe(files: list[Path]) -> str:
@@ -87,14 +92,21 @@ def _by_split(folder: Path, paths: list[Path], is_table: bool) -> dict[str, list
     # A loose picture beside the splits may illustrate a page; a loose table is part of the data.
     others = [name for name in others if name or is_table]
     if others:
-        listed = ", ".join(f"{name} as {split}" for name, split in understood.items())
         unclear = ", ".join(name or "files beside them" for name in others)
-        raise ValueError(f"{folder} was understood as {listed}, but also holds {unclear}. {remedy}")
+        raise ValueError(f"{folder} holds {_listed(understood)}, but also {unclear}. {remedy}")
+    used = {name: split for name, split in understood.items() if name in tops.values()}
+    if len({*used.values()}) < len(used):
+        raise ValueError(f"{folder} must hold one folder of each split, got {_listed(used)}.")
     splits: dict[str, list[Path]] = {split: [] for split in understood.values()}
     for path, top in tops.items():
         if top:
             splits[understood[top]].append(path)
     return splits
+
+
+def _listed(understood: dict[str, str]) -> str:
+    """Names, each with the split that it was understood as."""
+    return ", ".join(f"{name} (split {split!r})" for name, split in understood.items())
 
 
 def _top(path: Path, is_table: bool) -> str:

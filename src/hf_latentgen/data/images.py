@@ -276,6 +276,8 @@ def _select_split(
 ) -> Dataset | IterableDataset:
     """One split of what a folder or the Hub holds, with columns `image` and `label`."""
     named = {split_name(str(name)): dataset for name, dataset in splits.items()}
+    if len(named) < len(splits):
+        raise ValueError(f"{source} must hold one split of each name, got {', '.join(map(str, splits))}.")
     stored, is_part = _stored_split(named, split, source)
     dataset = named[stored]
     column = _image_column(dataset, source)
@@ -291,12 +293,13 @@ def _select_split(
         # As a table, images are not decoded.
         tables: Any = dataset.with_format("arrow")
         where = {"column": column, "is_validation": split == "validation"}
-        dataset = tables.filter(_are_in, fn_kwargs=where, batched=True, batch_size=ROWS_AT_ONCE).with_format(None)
-        if isinstance(dataset, Dataset) and not len(dataset):
+        tables = tables.filter(_are_in, fn_kwargs=where, batched=True, batch_size=ROWS_AT_ONCE)
+        # A stream from the Hub is not read before it is used.
+        if (isinstance(dataset, Dataset) or streaming) and next(iter(tables), None) is None:
             raise ValueError(
-                f"{source} must hold at least one image for split {split!r}, which is a part of {stored!r}, found none "
-                f"among its {len(tables)}."
+                f"{source} must hold at least one image for split {split!r}, which is a part of {stored!r}, found none."
             )
+        dataset = tables.with_format(None)
     dataset = _rename_columns(dataset, column)
     if isinstance(dataset, Dataset) and is_string(dataset.features.get("label")):
         names = {name for part in named.values() for name in cast(Dataset, part).unique("label")}

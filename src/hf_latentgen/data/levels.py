@@ -15,7 +15,7 @@ from hf_latentgen.data.sources import file_content
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 
 # Rows whose files are in memory at a time, and the pixels after which images are processed and dropped.
-ROWS_AT_ONCE = 32
+ROWS_AT_ONCE = 8
 PIXELS_AT_ONCE = 2**21
 # What Pillow raises for files that are no images, cut, damaged or far too large.
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, PIL.Image.DecompressionBombError)
