@@ -16,7 +16,7 @@ from hf_latentgen.rows.tables import best_rows, cards_index, results_tables
 @pytest.fixture
 def rows(results):
     """Two rows of VAEs."""
-    other = change(results, ("row",), "vae_mnist_4bit")
+    other = change(results, ("row",), "vae_mnist_4bit_fast")
     other["metrics"] = {"nll_nats_iw500": 84.5, "nll_nats_iw500_standard_error": 0.1}
     other["reference"] = [{"name": "IWAE", "metric": "nll_nats_iw5000", "value": 84.78, "source": "table 1"}]
     return [Results.from_dict(results), Results.from_dict(other)]
@@ -41,7 +41,7 @@ def test_a_row_without_a_record_has_no_time(rows):
 def test_best_rows_have_one_line_of_four_columns_for_each_family(rows):
     lines = best_rows(rows, "model_cards").splitlines()
     assert lines[2:] == [
-        "| Variational autoencoders | [vae_mnist_4bit](model_cards/vae_mnist_4bit/README.md) "
+        "| Variational autoencoders | [vae_mnist_4bit_fast](model_cards/vae_mnist_4bit_fast/README.md) "
         "| scikit-learn digits, 16 levels | 84.50 nats |"
     ]
     assert {line.count("|") for line in lines} == {5}
@@ -57,7 +57,7 @@ def test_index_of_cards(rows):
 @pytest.fixture
 def root(results, tmp_path):
     """A repository of one row, the best one of its family, without weights."""
-    folder = tmp_path / "model_cards" / "vae_mnist_4bit"
+    folder = tmp_path / "model_cards" / "vae_mnist_4bit_fast"
     (folder / "images").mkdir(parents=True)
     Image.new("L", (8, 8)).save(folder / "images" / "samples.png")
     (folder / "results.json").write_text(json.dumps(results | {"row": folder.name}))
@@ -69,28 +69,30 @@ def root(results, tmp_path):
 
 def test_pages_of_a_repository(root):
     pages = {str(path.relative_to(root)): text for path, text in render_all(root).items()}
-    card = "model_cards/vae_mnist_4bit/README.md"
+    card = "model_cards/vae_mnist_4bit_fast/README.md"
     assert set(pages) == {card, "model_cards/README.md", "docs/results.md", "README.md"}
     assert "images/samples.png" in pages[card]
     assert "images/history.png" not in pages[card]
     ModelCard(pages[card])
-    assert "| [vae_mnist_4bit](../model_cards/vae_mnist_4bit/README.md) |" in pages["docs/results.md"]
+    assert "| [vae_mnist_4bit_fast](../model_cards/vae_mnist_4bit_fast/README.md) |" in pages["docs/results.md"]
     for page in ("README.md", "docs/results.md"):
         assert pages[page].startswith(f"# Title\n\n{BEGIN}\n")
         assert pages[page].endswith(f"{END}\n\nThe rest.\n")
     # Nobody can check the score of a row without weights.
-    assert "vae_mnist_4bit" not in pages["README.md"]
-    (root / "model_cards" / "vae_mnist_4bit" / "model.safetensors").touch()
-    assert "| [vae_mnist_4bit](model_cards/vae_mnist_4bit/README.md) |" in render_all(root)[root / "README.md"]
+    assert "vae_mnist_4bit_fast" not in pages["README.md"]
+    (root / "model_cards" / "vae_mnist_4bit_fast" / "model.safetensors").touch()
+    assert (
+        "| [vae_mnist_4bit_fast](model_cards/vae_mnist_4bit_fast/README.md) |" in render_all(root)[root / "README.md"]
+    )
 
 
 def test_mistakes_in_pages_are_named(root):
     (root / "README.md").write_text("no markers")
     with pytest.raises(ValueError, match=r"README\.md must hold one pair of the lines .* got 0"):
         render_all(root)
-    path = root / "model_cards" / "vae_mnist_4bit" / "results.json"
+    path = root / "model_cards" / "vae_mnist_4bit_fast" / "results.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"row": "vae_other"}))
-    with pytest.raises(ValueError, match="has row 'vae_other', it must be 'vae_mnist_4bit'"):
+    with pytest.raises(ValueError, match="has row 'vae_other', it must be 'vae_mnist_4bit_fast'"):
         render_all(root)
 
 
