@@ -118,8 +118,9 @@ def evaluate(
     """Score a checkpoint on a whole split, and write results.json and pictures."""
     with one_line_errors():
         quiet()
+        from hf_latentgen.evaluation.provenance import public_command
         from hf_latentgen.families.family import Options
-        from hf_latentgen.rows.command import evaluate_command, public_command
+        from hf_latentgen.rows.command import evaluate_command
 
         evaluate_command(
             checkpoint,

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 import pytest
 
 from hf_latentgen.evaluation import provenance
-from hf_latentgen.evaluation.provenance import environment, git_commit, hardware, versions
+from hf_latentgen.evaluation.provenance import environment, git_commit, hardware, public_command, versions
 
 
 @pytest.fixture
@@ -77,3 +77,16 @@ def test_versions_and_hardware():
     assert {"python", "hf-latentgen", "transformers"} <= versions().keys()
     assert "CPU thread" in hardware() or " x " in hardware()
     assert environment().items() >= versions().items()
+
+
+def test_a_command_names_no_folder_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "train",
+        "vae_digits",
+        f"dataset.name={tmp_path.parent / 'photos'}",
+        "--from",
+        str(tmp_path / "runs" / "a"),
+    ]
+    words += ["--data-dir", "/data", "--output-dir=/out", "training.seed=1"]
+    assert public_command(words) == "hf-latentgen train vae_digits dataset.name=photos --from runs/a training.seed=1"

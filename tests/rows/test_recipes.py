@@ -364,7 +364,7 @@ def test_a_saved_model_goes_on_with_the_images_of_a_folder(tmp_path):
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert score(second) == score(first)
     run = json.loads((second / "run.json").read_text())
-    assert run["train_command"].endswith(f"training.learning_rate=0.0 --from {first}")
+    assert run["train_command"].endswith(f"training.learning_rate=0.0 --from {first.name}")
     processor = AutoImageProcessor.from_pretrained(second)
     assert (processor.num_channels, processor.num_levels) == (3, 256)
 

@@ -3,7 +3,9 @@
 import json
 import os
 import platform
+import shlex
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import distribution, version
 from pathlib import Path
 
@@ -40,6 +42,27 @@ def environment() -> dict[str, str]:
         "hardware": hardware(),
         DATA_DIR_VARIABLE: os.environ.get(DATA_DIR_VARIABLE, "not set"),
     }
+
+
+def public_command(words: Sequence[str]) -> str:
+    """The command of these words as others can type it: folders of this machine are left out or lose their paths."""
+    kept, is_left_out = ["hf-latentgen"], False
+    for word in words:
+        if is_left_out or word in ("--data-dir", "--output-dir"):
+            is_left_out = not is_left_out
+        elif not word.startswith(("--data-dir=", "--output-dir=")):
+            # The value of an override, or the word itself.
+            key, equals, value = word.rpartition("=")
+            kept.append(f"{key}{equals}{_public_path(value)}")
+    return shlex.join(kept)
+
+
+def _public_path(word: str) -> str:
+    """A path below the current folder relative to it, any other absolute one by its name; other words as they are."""
+    path = Path(word)
+    if not path.is_absolute():
+        return word
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name)
 
 
 def git_commit() -> str:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -39,22 +38,6 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], file_f
             )
         # A file or another program takes lines of any length.
         Console(width=None if sys.stdout.isatty() else 200).print(table)
-
-
-def public_command(words: Sequence[str]) -> str:
-    """The command that gives the same numbers elsewhere: without folders of this machine."""
-    kept, skip = ["hf-latentgen"], False
-    for word in words:
-        path = Path(word)
-        if skip or word.startswith(("--data-dir=", "--output-dir=")):
-            skip = False
-        elif word in ("--data-dir", "--output-dir"):
-            skip = True
-        elif path.is_absolute():
-            kept.append(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name))
-        else:
-            kept.append(word)
-    return shlex.join(kept)
 
 
 def evaluate_command(

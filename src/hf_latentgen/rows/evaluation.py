@@ -198,7 +198,7 @@ def check_row(checkpoint: Path) -> str:
         ValueError: it has no record, or its recipe was overridden.
     """
     record = read_record(checkpoint)
-    if not record or not has_weights(checkpoint):
+    if not (checkpoint / RECORD).is_file() or not has_weights(checkpoint):
         raise ValueError(
             f"{checkpoint} cannot become a row: it lacks {RECORD}, which a training writes, or its weights"
         )

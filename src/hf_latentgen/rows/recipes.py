@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from transformers import CONFIG_MAPPING, set_seed
 from yaml import YAMLError
 
-from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
+from hf_latentgen.evaluation.provenance import git_commit, hardware, public_command, versions
 from hf_latentgen.families import FAMILIES, find_family
 from hf_latentgen.families.family import Family, Setup
 from hf_latentgen.hub.loading import Checkpoint
@@ -186,7 +185,7 @@ def run_record(trainer: LatentTrainer, recipe: Recipe, checkpoint: Checkpoint | 
     """The provenance of a trained model: recipe, command, time, hardware, versions, commit, and validation history."""
     # Folder and name: where the folder lies is nobody else's business.
     config = Path(*recipe.path.parts[-2:])
-    command = ["hf-latentgen", "train", str(config), *recipe.overrides]
+    command = ["train", str(config), *recipe.overrides]
     command += ["--from", checkpoint.name] if checkpoint else []
     unwanted = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_beta")
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
@@ -194,7 +193,7 @@ def run_record(trainer: LatentTrainer, recipe: Recipe, checkpoint: Checkpoint | 
         "row": recipe.row,
         "config": str(config),
         "overrides": recipe.overrides,
-        "train_command": shlex.join(command),
+        "train_command": public_command(command),
         "train_seconds": trainer.elapsed_seconds,
         "seed": trainer.args.seed,
         "hardware": hardware(),
