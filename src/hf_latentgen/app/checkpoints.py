@@ -75,7 +75,7 @@ class Checkpoint:
     @property
     def class_names(self) -> list[str]:
         """Names of the classes that a sample can be asked for; of clusters, and without names, their numbers."""
-        names = self.model.config.id2label or {}
+        names = cast(dict[int, str], self.model.config.id2label or {})
         is_named = len(names) == self.num_classes and not any(name.startswith("LABEL_") for name in names.values())
         return [names[number] if is_named else str(number) for number in range(self.num_classes)]
 

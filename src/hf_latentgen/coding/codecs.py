@@ -6,7 +6,7 @@ asks for the next symbols and does not know which of the two it serves.
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -160,7 +160,7 @@ class ByteCodec:
 
     @torch.no_grad()
     def _run(self, lengths: Sequence[int], code: Callable[[int, int, np.ndarray], np.ndarray]) -> Tensor:
-        config, longest = self.model.config, max(lengths)
+        config, longest = cast(Any, self.model.config), max(lengths)
         ids = torch.zeros(len(lengths), 1 + longest, dtype=torch.int64)
         ids[:, 0] = BOS_TOKEN_ID
         cache = window_cache(config, longest)

@@ -7,6 +7,7 @@ import glob
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import pyarrow.dataset
@@ -48,7 +49,7 @@ def load_folder(folder: Path, files: list[Path], streaming: bool) -> DatasetDict
     named = {split: [glob.escape(str(folder / path)) for path in paths] for split, paths in splits.items() if paths}
     # Without a buffer, each photo is in memory once less.
     options = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
-    read = load_dataset("parquet", data_files=named, streaming=streaming, fragment_scan_options=options)
+    read: Any = load_dataset("parquet", data_files=named, streaming=streaming, fragment_scan_options=options)
     # A row group is a shard of its own: Arrow reads a whole shard ahead, however many photos it holds.
     return IterableDatasetDict({split: part.reshard() for split, part in read.items()}) if streaming else read
 
