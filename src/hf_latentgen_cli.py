@@ -85,7 +85,10 @@ def train(
             raise ValueError(f"revision is of no use without --from, got {revision!r}")
         checkpoint = None if start is None else load(start, revision, device="cpu")
         folder = train_recipe(load_recipe(recipe, overrides), output_dir, data_dir, checkpoint, resume)
-    print(f"trained model, its processor and run.json: {folder}")
+        from accelerate import PartialState
+
+        # Of several processes one reports.
+        PartialState().print(f"trained model, its processor and run.json: {folder}")
 
 
 @app.command()

@@ -27,7 +27,7 @@ from sklearn.model_selection import train_test_split
 
 from hf_latentgen.data.folders import describe, load_folder
 from hf_latentgen.data.labels import encode_strings, is_string
-from hf_latentgen.data.levels import ROWS_AT_ONCE
+from hf_latentgen.data.levels import rows_at_once
 from hf_latentgen.data.sources import (
     DATA_DIR_VARIABLE,
     HUB_ID,
@@ -293,7 +293,7 @@ def _select_split(
         # As a table, images are not decoded.
         tables: Any = dataset.with_format("arrow")
         where = {"column": column, "is_validation": split == "validation"}
-        tables = tables.filter(_are_in, fn_kwargs=where, batched=True, batch_size=ROWS_AT_ONCE)
+        tables = tables.filter(_are_in, fn_kwargs=where, batched=True, batch_size=rows_at_once(dataset))
         # A stream from the Hub is not read before it is used.
         if (isinstance(dataset, Dataset) or streaming) and next(iter(tables), None) is None:
             raise ValueError(
@@ -349,7 +349,11 @@ def _rename_columns(dataset: Dataset | IterableDataset, column: str) -> Dataset 
     # A stream would decode its images to rename them, unless they are a table.
     renamed = Features({new: features[old] for old, new in names.items()})
     where: Any = {"fn_kwargs": {"names": names}, "features": renamed, "remove_columns": list(names)}
-    return dataset.with_format("arrow").map(_renamed, batched=True, batch_size=ROWS_AT_ONCE, **where).with_format(None)
+    return (
+        dataset.with_format("arrow")
+        .map(_renamed, batched=True, batch_size=rows_at_once(dataset), **where)
+        .with_format(None)
+    )
 
 
 def _renamed(rows: pa.Table, names: dict[str, str]) -> pa.Table:

@@ -14,8 +14,9 @@ from hf_latentgen.data.labels import usable_labels
 from hf_latentgen.data.sources import file_content
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 
-# Rows whose files are in memory at a time, and the pixels after which images are processed and dropped.
-ROWS_AT_ONCE = 8
+# Rows whose files are in memory at a time, and the pixels after which images are processed and dropped. A stream keeps
+# several copies of its rows.
+ROWS_AT_ONCE, STREAMED_ROWS_AT_ONCE = 8, 2
 PIXELS_AT_ONCE = 2**21
 # What Pillow raises for files that are no images, cut, damaged or far too large.
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, PIL.Image.DecompressionBombError)
@@ -45,7 +46,7 @@ class LevelsDataset(GatheredDataset):
     ):
         rows, to_levels = _reader(dataset, image_processor, with_labels, skipped)
         parts, first = [], 0
-        for batch in rows.iter(batch_size=ROWS_AT_ONCE):
+        for batch in rows.iter(batch_size=rows_at_once(dataset)):
             indices = range(first, first := first + len(batch["image"]))
             parts.append(to_levels(batch, indices))
         parts = [part for part in parts if len(part["pixel_values"])]
@@ -85,7 +86,14 @@ def stream_levels(
     """
     rows, to_levels = _reader(dataset, image_processor, with_labels, skipped)
     columns = ["image", "label"] if with_labels else ["image"]
-    return rows.map(to_levels, with_indices=True, batched=True, batch_size=ROWS_AT_ONCE, remove_columns=columns)
+    return rows.map(
+        to_levels, with_indices=True, batched=True, batch_size=STREAMED_ROWS_AT_ONCE, remove_columns=columns
+    )
+
+
+def rows_at_once(dataset: Dataset | IterableDataset) -> int:
+    """How many rows of a data set are read at a time."""
+    return ROWS_AT_ONCE if isinstance(dataset, Dataset) else STREAMED_ROWS_AT_ONCE
 
 
 def _reader(
