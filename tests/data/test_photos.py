@@ -13,7 +13,8 @@ def test_a_split_has_colour_patches_of_both_photographs(split, number):
     assert len(photos) == number
     assert photos.features["label"].names == ["china", "flower"]
     assert np.bincount(photos["label"]).tolist() == [number // 2] * 2
-    assert photos[0]["image"].size == (32, 32) and photos[0]["image"].mode == "RGB"
+    assert photos[0]["image"].size == (32, 32)
+    assert photos[0]["image"].mode == "RGB"
 
 
 def test_splits_share_no_pixel(monkeypatch):

@@ -28,9 +28,9 @@ DATA_SOURCES = {
     "photos": DataSource(
         "patches of two photographs",
         None,
-        "Colour patches of 32x32 pixels of the two photographs shipped with scikit-learn, a temple and a flower: nothing "
-        "is downloaded. Divided by region: no pixel of a validation or test patch is in a patch of another split. "
-        "Training patches overlap.",
+        "Colour patches of 32x32 pixels of the two photographs shipped with scikit-learn, a temple and a flower: "
+        "nothing is downloaded. Divided by region: no pixel of a validation or test patch is in a patch of another "
+        "split. Training patches overlap.",
     ),
     "mnist": DataSource("MNIST", "ylecun/mnist", MNIST_SPLITS),
     "fashion_mnist": DataSource("Fashion-MNIST", "zalando-datasets/fashion_mnist", MNIST_SPLITS),

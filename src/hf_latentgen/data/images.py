@@ -116,8 +116,8 @@ def load_images(
         dataset = _select_split(load_hub(str(name_or_path), looked_for, streaming), split, str(name_or_path))
     else:
         raise ValueError(
-            f"name_or_path must be digits, photos, {', '.join(NAMED_FILES)}, an existing folder or a Hub id owner/name, "
-            f"got {str(name_or_path)!r}."
+            f"name_or_path must be digits, photos, {', '.join(NAMED_FILES)}, an existing folder or a Hub id "
+            f"owner/name, got {str(name_or_path)!r}."
         )
     return dataset.to_iterable_dataset() if streaming and isinstance(dataset, Dataset) else dataset
 

@@ -1,5 +1,7 @@
 """Colour patches of the two photographs that come with scikit-learn, split by region."""
 
+from itertools import pairwise
+
 import numpy as np
 from sklearn.datasets import load_sample_images
 
@@ -46,4 +48,4 @@ def _regions(split: str, num_columns: int) -> list[tuple[int, int]]:
         return [(column, column + 1) for column in COLUMNS[split]]
     held_out = sorted(column for columns in COLUMNS.values() for column in columns)
     edges = [-1, *held_out, num_columns]
-    return [(before + 1, after) for before, after in zip(edges, edges[1:], strict=False) if after - before > 1]
+    return [(before + 1, after) for before, after in pairwise(edges) if after - before > 1]
