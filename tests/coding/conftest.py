@@ -27,6 +27,9 @@ IMAGE_MODELS = {
         **TINY, image_size=5, num_levels=3, attention_span="trimmed", span_ramp=2, layer_windows=[[4, 10, 4, 5], 7]
     ),
     "vae": lambda: VAEConfig(**MLP),
+    "mixture": lambda: VAEConfig(
+        **MLP | {"num_channels": 3, "num_levels": 256, "pixel_likelihood": "logistic_mixture"}
+    ),
     "ladder": lambda: VAEConfig(**(MLP | LADDER)),
 }
 

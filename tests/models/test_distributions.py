@@ -85,7 +85,7 @@ def test_samples_have_the_frequencies_of_the_distribution(pixels, generator):
     assert levels.shape == (count, 2, 1, 2)
     frequencies = torch.stack([(levels == level).float().mean(0) for level in range(NUM_LEVELS)])
     # Four standard deviations of a frequency of one half.
-    torch.testing.assert_close(frequencies, pixels.probabilities[0], atol=4 * 0.5 / math.sqrt(count), rtol=0)
+    torch.testing.assert_close(frequencies, pixels.logits.softmax(1)[0], atol=4 * 0.5 / math.sqrt(count), rtol=0)
 
 
 def test_mode_is_the_most_probable_image(pixels):

@@ -5,7 +5,7 @@ asks for the next symbols and does not know which of the two it serves.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -233,7 +233,8 @@ class BitsBackCodec:
             size = max(size, 1)
             stack, codes, state = drawn if not is_direct else (stack, *self._infer(padded, self._mode))
             part = images[start : start + size]
-            stack.encode_reverse(part.ravel().astype(np.int32), self.pixels, self._chances(state, size))
+            for place, chances in reversed(list(self._chances(state, torch.from_numpy(part), size))):
+                stack.encode_reverse(part[place].ravel().astype(np.int32), self.pixels, chances)
             stack.encode_reverse(np.concatenate([code[:size].ravel() for code in codes]), self.prior)
             stack.encode_reverse(np.array([size - 1 + self.batch * is_direct], np.int32), self.marker)
             start += size
@@ -258,10 +259,12 @@ class BitsBackCodec:
             symbols = np.split(stack.decode(self.prior, sum(sizes)), np.cumsum(sizes)[:-1])
             codes = [self._padded(part.reshape(size, -1)) for part in symbols]
             states, state = self._states(codes)
-            part = stack.decode(self.pixels, self._chances(state, size)).reshape(size, *images.shape[1:])
+            part = np.empty((size, *images.shape[1:]), np.uint8)
+            for place, chances in self._chances(state, torch.from_numpy(part), size):
+                part[place] = stack.decode(self.pixels, chances).reshape(part[place].shape)
             images[end - size : end] = part
             if not is_direct:
-                features = self._features(self._padded(part.astype(np.uint8)))
+                features = self._features(self._padded(part))
                 for group in reversed(range(len(codes))):
                     given = self._posterior(group, features[group], states[group], size)
                     stack.encode_reverse(symbols[group], self.posterior, *given)
@@ -310,10 +313,11 @@ class BitsBackCodec:
     def _latents(self, codes: np.ndarray) -> Tensor:
         return torch.from_numpy(codes.astype(np.float64) * LATENT_STEP)
 
-    def _chances(self, state: Tensor, size: int) -> np.ndarray:
-        """Probabilities of the levels of the first `size` images. [size * C * H * W, num_levels]."""
-        logits = self.model.decoder.finish(state)[:size]
-        return probabilities(logits.movedim(1, -1))
+    def _chances(self, state: Tensor, levels: Tensor, size: int) -> Iterator[tuple[tuple, np.ndarray]]:
+        """Of each part of the first `size` images, given the levels of those before, its place and probabilities."""
+        pixels = self.model._pixels(self.model.decoder.finish(state)[:size])
+        for place, logits in pixels.parts(levels):
+            yield place, probabilities(logits.movedim(1, -1))
 
     def _padded(self, rows: np.ndarray) -> np.ndarray:
         """Rows and zeros, `batch` together."""

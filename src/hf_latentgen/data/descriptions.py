@@ -25,6 +25,13 @@ DATA_SOURCES = {
         "Real handwritten digits, 8x8 grey pixels, shipped with scikit-learn: nothing is downloaded. Divided at "
         "random, stratified by class, into train, validation and test, with seed 42.",
     ),
+    "photos": DataSource(
+        "patches of two photographs",
+        None,
+        "Colour patches of 32x32 pixels of the two photographs shipped with scikit-learn, a temple and a flower: "
+        "nothing is downloaded. Divided by region: no pixel of a validation or test patch is in a patch of another "
+        "split. Training patches overlap.",
+    ),
     "mnist": DataSource("MNIST", "ylecun/mnist", MNIST_SPLITS),
     "fashion_mnist": DataSource("Fashion-MNIST", "zalando-datasets/fashion_mnist", MNIST_SPLITS),
     "binarized_mnist": DataSource(

@@ -28,6 +28,7 @@ from sklearn.model_selection import train_test_split
 from hf_latentgen.data.folders import describe, load_folder
 from hf_latentgen.data.labels import encode_strings, is_string
 from hf_latentgen.data.levels import rows_at_once
+from hf_latentgen.data.photos import CLASSES, photo_patches
 from hf_latentgen.data.sources import (
     DATA_DIR_VARIABLE,
     HUB_ID,
@@ -73,6 +74,8 @@ def load_images(
     name_or_path: one of
         `digits`: the 1,797 handwritten digits of scikit-learn, 8x8, values 0 ... 16 stored as min(16 * value, 255);
             1,297 / 200 / 300 images, stratified by class; needs no file.
+        `photos`: 32x32 colour patches of the two photographs of scikit-learn, 4,500 / 52 / 78 images from other regions
+            each, labelled with their photograph; needs no file.
         `mnist`, `fashion_mnist`: 28x28; 54,000 / 6,000 training images, the official 10,000 for test.
         `binarized_mnist`: Larochelle's fixed binarization from its own three files, 0 and 1 stored as 0 and 255;
             50,000 / 10,000 / 10,000 images, no labels, hence no `label` column.
@@ -100,6 +103,9 @@ def load_images(
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
     if name_or_path == "digits":
         dataset = _load_digits(split)
+    elif name_or_path == "photos":
+        patches, labels = photo_patches(split)
+        dataset = dataset_from_arrays(patches, labels, split=split, classes=CLASSES)
     elif name_or_path in NAMED_FILES:
         dataset = _load_named(str(name_or_path), split, data_dir)
     # The empty path is the working folder to pathlib.
@@ -110,8 +116,8 @@ def load_images(
         dataset = _select_split(load_hub(str(name_or_path), looked_for, streaming), split, str(name_or_path))
     else:
         raise ValueError(
-            f"name_or_path must be digits, {', '.join(NAMED_FILES)}, an existing folder or a Hub id owner/name, "
-            f"got {str(name_or_path)!r}."
+            f"name_or_path must be digits, photos, {', '.join(NAMED_FILES)}, an existing folder or a Hub id "
+            f"owner/name, got {str(name_or_path)!r}."
         )
     return dataset.to_iterable_dataset() if streaming and isinstance(dataset, Dataset) else dataset
 

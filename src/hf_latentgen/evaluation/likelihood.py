@@ -172,8 +172,8 @@ def evaluate_likelihood(
 def untrained_metrics(model: LatentGenModel, levels: Tensor, batch_size: int = 128, seed: int = 0) -> dict[str, float]:
     """Where training starts, for the configuration of a model: bits per dimension with fresh and with all-zero weights.
 
-    All-zero weights make every level equally likely and the posterior the prior: exactly log2(num_levels), and a rate
-    of 0 nats.
+    All-zero weights make the posterior the prior, hence a rate of 0 nats, and of a categorical likelihood every level
+    equally likely: exactly log2(num_levels).
 
     Shape and arguments as in `evaluate_elbo`; `seed` also sets the fresh weights.
     """

@@ -55,6 +55,18 @@ class LatentGenConfig(PreTrainedConfig):
         require(self.model_type == expected, "model_type", self.model_type, repr(expected))
 
 
+PIXEL_LIKELIHOODS = ("categorical", "logistic_mixture")
+
+
+def check_pixel_likelihood(likelihood: str, num_mixtures: int, num_levels: int) -> None:
+    """Raises `ValueError` unless the likelihood of pixels is known and fits their levels."""
+    require(likelihood in PIXEL_LIKELIHOODS, "pixel_likelihood", likelihood, f"one of {PIXEL_LIKELIHOODS}")
+    require(num_mixtures >= 1, "num_mixtures", num_mixtures, "at least 1")
+    # Two probabilities are one number, for which a mixture has many.
+    is_one_number = likelihood == "logistic_mixture" and num_levels == 2
+    require(not is_one_number, "num_levels", num_levels, "at least 3 for pixel_likelihood='logistic_mixture'")
+
+
 def require(holds: bool, field: str, given: object, allowed: str) -> None:
     """Raises `ValueError` naming the field, what was given and what is allowed, unless the condition holds."""
     if not holds:

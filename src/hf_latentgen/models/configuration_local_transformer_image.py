@@ -3,7 +3,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_latentgen import require
+from .configuration_latentgen import check_pixel_likelihood, require
 from .configuration_local_transformer import LocalTransformerConfig
 
 
@@ -19,6 +19,10 @@ class LocalTransformerImageConfig(LocalTransformerConfig):
         window_rows (`int`, defaults to 2): rows of the image that a pixel sees.
         context_radius (`int`, defaults to 1): rows above the pixel to predict, and columns to its left and right,
             whose values are part of the input.
+        pixel_likelihood (`str`, defaults to `"categorical"`):
+            `"categorical"`: a logit for each level. `"logistic_mixture"`: a mixture of logistic distributions, which
+            learns 256 levels faster.
+        num_mixtures (`int`, defaults to 5): parts of the mixture.
         is_class_conditional (`bool`, defaults to `False`): the model is told the class, one of `num_labels`.
     """
 
@@ -30,6 +34,8 @@ class LocalTransformerImageConfig(LocalTransformerConfig):
     num_levels: int = 16
     window_rows: int = 2
     context_radius: int = 1
+    pixel_likelihood: str = "categorical"
+    num_mixtures: int = 5
     is_class_conditional: bool = False
     tie_word_embeddings: bool = False
     use_cache: bool = False
@@ -75,11 +81,17 @@ class LocalTransformerImageConfig(LocalTransformerConfig):
         """Dimensions of one image, `C * H * W`: the denominator of every bits-per-dimension score."""
         return self.row_length * self.image_size
 
+    @property
+    def outputs_per_dim(self) -> int:
+        """Outputs of the model for each value."""
+        return self.num_levels if self.pixel_likelihood == "categorical" else 3 * self.num_mixtures
+
     def validate_image(self):
         """Raises `ValueError` if the image fields are out of range."""
         require(self.image_size >= 1, "image_size", self.image_size, "at least 1")
         require(self.num_channels >= 1, "num_channels", self.num_channels, "at least 1")
         require(2 <= self.num_levels <= 256, "num_levels", self.num_levels, "2 to 256")
+        check_pixel_likelihood(self.pixel_likelihood, self.num_mixtures, self.num_levels)
         require(self.window_rows >= 1, "window_rows", self.window_rows, "at least 1")
         require(self.context_radius >= 1, "context_radius", self.context_radius, "at least 1")
         self.validate_model_type()

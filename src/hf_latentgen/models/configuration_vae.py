@@ -4,7 +4,7 @@
 from huggingface_hub.dataclasses import strict
 
 from .configuration_image_autoencoder import ImageAutoencoderConfig
-from .configuration_latentgen import require
+from .configuration_latentgen import check_pixel_likelihood, require
 
 
 @strict
@@ -18,6 +18,10 @@ class VAEConfig(ImageAutoencoderConfig):
         beta (`float`, defaults to 1.0): weight of the rate in the optimised loss.
         free_bits (`float`, defaults to 0.0):
             nats per latent dimension below which the rate of an example is not reduced further.
+        pixel_likelihood (`str`, defaults to `"categorical"`):
+            `"categorical"`: a logit for each level. `"logistic_mixture"`: a mixture of logistic distributions, which
+            learns 256 levels faster; the channels of a pixel follow from each other. For 1 or 3 channels.
+        num_mixtures (`int`, defaults to 5): parts of the mixture.
     """
 
     model_type = "latentgen_vae"
@@ -26,6 +30,15 @@ class VAEConfig(ImageAutoencoderConfig):
     ladder_channels: list[int] | tuple[int, ...] = ()
     beta: float | int = 1.0
     free_bits: float | int = 0.0
+    pixel_likelihood: str = "categorical"
+    num_mixtures: int = 5
+
+    @property
+    def outputs_per_dim(self) -> int:
+        """Outputs of the decoder for each pixel and channel."""
+        if self.pixel_likelihood == "categorical":
+            return self.num_levels
+        return self.num_mixtures * (3 if self.num_channels == 1 else 4)
 
     @property
     def latent_shapes(self) -> list[tuple[int, ...]]:
@@ -41,6 +54,12 @@ class VAEConfig(ImageAutoencoderConfig):
             require(len(ladder) <= num_stages and min(ladder, default=1) >= 1, "ladder_channels", ladder, allowed)
         else:
             require(len(ladder) == 0, "ladder_channels", ladder, f"empty for architecture={self.architecture!r}")
+
+    def validate_pixels(self):
+        """Raises `ValueError` if the likelihood of pixels is unknown or does not fit levels and channels."""
+        check_pixel_likelihood(self.pixel_likelihood, self.num_mixtures, self.num_levels)
+        fits = self.pixel_likelihood == "categorical" or self.num_channels in (1, 3)
+        require(fits, "num_channels", self.num_channels, f"1 or 3 for pixel_likelihood={self.pixel_likelihood!r}")
 
     def validate_objective(self):
         """Raises `ValueError` if a weight of the objective is negative or not finite."""

@@ -2,6 +2,7 @@
 """Distributions of latents and pixels. `log_prob` is in nats per example, [B], summed over every other axis."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 # The range VDVAE and diffusers clamp the log-variance to, [-30, 20], halved for the log standard deviation.
 LOG_STD_RANGE = (-15.0, 10.0)
+# Of a logistic distribution, on a scale where the levels reach from -1 to 1. Source: PixelCNN++ has the lower limit.
+LOG_SCALE_RANGE = (-7.0, 5.0)
 OUTPUTS = ("sample", "mode", "mean")
 
 
@@ -104,48 +107,57 @@ class PointMass:
         return self.mean
 
 
-@dataclass
-class CategoricalPixels:
-    """Independent categorical distributions over the levels of each pixel and channel.
+class Pixels:
+    """A distribution of images of integer levels, one image per example.
 
-    Shape: `logits` [B, num_levels, C, H, W].
+    The parts of an image are drawn, or coded, one after the other, each given those before it. A subclass defines
+    `num_levels`, `shape`, `log_probs` and `parts`.
     """
 
-    logits: Tensor
+    num_levels: int
+    shape: tuple[int, int, int, int]
 
-    @property
-    def num_levels(self) -> int:
-        """The number of levels a pixel can take."""
-        return self.logits.shape[1]
-
-    @property
-    def probabilities(self) -> Tensor:
-        """Probability of each level. [B, num_levels, C, H, W]."""
-        return self.logits.softmax(1)
+    def log_probs(self, levels: Tensor) -> Tensor:
+        """Log probability of each value given those in the parts before it, in nats. Shape: [B, C, H, W] twice."""
+        raise NotImplementedError
 
     def log_prob(self, levels: Tensor) -> Tensor:
-        """Log probability of integer levels [B, C, H, W], in nats. [B]."""
-        return -F.cross_entropy(self.logits, levels.long(), reduction="none").flatten(1).sum(1)
+        """Log probability of images of integer levels [B, C, H, W], in nats. [B]."""
+        return self.log_probs(levels).flatten(1).sum(1)
+
+    def parts(self, levels: Tensor) -> Iterator[tuple[tuple, Tensor]]:
+        """Of each part of the images its place in [B, C, H, W] and the logits of its values, [B, num_levels, ...].
+
+        `levels` [B, C, H, W] is read, and holds the values of all parts before.
+        """
+        raise NotImplementedError
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Levels drawn from the distribution. int64 [B, C, H, W]."""
-        probabilities = self.probabilities.movedim(1, -1)
         check_generator(generator)
-        device = probabilities.device if generator is None else generator.device
-        drawn = torch.multinomial(probabilities.reshape(-1, self.num_levels).to(device), 1, generator=generator)
-        return drawn.view(probabilities.shape[:-1]).to(probabilities.device)
+        levels = self._blank(torch.int64)
+        for place, logits in self.parts(levels):
+            levels[place] = draw_levels(logits, generator)
+        return levels
 
     @property
     def mode(self) -> Tensor:
-        """The most probable level of each pixel. int64 [B, C, H, W]."""
-        return self.logits.argmax(1)
+        """The most probable level of each value, given those before it. int64 [B, C, H, W]."""
+        levels = self._blank(torch.int64)
+        for place, logits in self.parts(levels):
+            levels[place] = logits.argmax(1)
+        return levels
 
     @property
     def mean(self) -> Tensor:
-        """The expected level of each pixel, a real number in [0, num_levels - 1]. [B, C, H, W]."""
-        levels = torch.arange(self.num_levels, dtype=self.logits.dtype, device=self.logits.device)
-        # Not a matrix product, which autocast would round to bf16; rounding may carry the sum past the last level.
-        return (self.probabilities * levels.view(-1, 1, 1, 1)).sum(1).clamp(max=self.num_levels - 1)
+        """The expected level of each value, given those before it, a real number in [0, num_levels - 1]. [B, C, H, W].
+
+        What comes before is taken at its own expectation.
+        """
+        levels = self._blank(torch.float32)
+        for place, logits in self.parts(levels):
+            levels[place] = expected_level(logits)
+        return levels
 
     def draw(self, output: str, generator: torch.Generator | None = None) -> Tensor:
         """Images as a sample, the mode or the mean of the distribution. [B, C, H, W] levels.
@@ -154,6 +166,134 @@ class CategoricalPixels:
             ValueError: `output` is not one of "sample", "mode", "mean".
         """
         return _draw(self, output, generator)
+
+    def _blank(self, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(self.shape, dtype=dtype)
+
+
+def draw_levels(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Levels drawn from logits, on the generator's device. Shape: [B, num_levels, ...] -> int64 [B, ...]."""
+    probabilities = logits.softmax(1).movedim(1, -1)
+    device = logits.device if generator is None else generator.device
+    drawn = torch.multinomial(probabilities.flatten(0, -2).to(device), 1, generator=generator)
+    return drawn.view(probabilities.shape[:-1]).to(logits.device)
+
+
+def expected_level(logits: Tensor) -> Tensor:
+    """The mean of the levels under their probabilities, a real number. Shape: [B, num_levels, ...] -> [B, ...]."""
+    last = logits.shape[1] - 1
+    levels = torch.arange(last + 1, dtype=logits.dtype, device=logits.device)
+    # Not a matrix product, which autocast would round to bf16; rounding may carry the sum past the last level.
+    return (logits.softmax(1).movedim(1, -1) * levels).movedim(-1, 1).sum(1).clamp(max=last)
+
+
+@dataclass
+class CategoricalPixels(Pixels):
+    """Independent categorical distributions over the levels of each pixel and channel: one part.
+
+    Shape: `logits` [B, num_levels, C, H, W].
+    """
+
+    logits: Tensor
+
+    @property
+    def num_levels(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The number of levels a pixel can take."""
+        return self.logits.shape[1]
+
+    def log_probs(self, levels: Tensor) -> Tensor:
+        """Log probability of each value, in nats. Shape: [B, C, H, W] twice."""
+        return -F.cross_entropy(self.logits, levels.long(), reduction="none")
+
+    def parts(self, levels: Tensor) -> Iterator[tuple[tuple, Tensor]]:
+        """All values at once, see [`Pixels`]."""
+        yield (), self.logits
+
+    def _blank(self, dtype: torch.dtype) -> Tensor:
+        return torch.zeros_like(self.logits[:, 0], dtype=dtype)
+
+
+def logistic_mixture_log_probs(levels: Tensor, parameters: Tensor, num_levels: int) -> Tensor:
+    """Log probability of each value under a mixture of logistic distributions, in nats. [...].
+
+    A level stands for the interval around it, the first and the last one for all that lies beyond them too, so that the
+    levels' probabilities sum to one.
+
+    Args:
+        levels: values, 0 to `num_levels - 1`. [...].
+        parameters: logit of the weight, mean and log scale of each of K parts, on a scale where the levels reach from
+            -1 to 1. [..., 3, K].
+        num_levels: how many levels there are.
+
+    Source: Salimans et al. (2017), PixelCNN++, eq. 2.
+    """
+    weights, means, log_scales = parameters.unbind(-2)
+    # An interval has probability s(a) - s(b) = s(a) s(-b) (1 - exp(b - a)), here in logarithms, exact however small.
+    half = 1 / (num_levels - 1)
+    log_scales = log_scales.clamp(*LOG_SCALE_RANGE)
+    inverse = torch.exp(-log_scales)
+    centred = (levels * (2 * half) - 1).unsqueeze(-1) - means
+    below_upper = F.logsigmoid((centred + half) * inverse)
+    above_lower = F.logsigmoid((half - centred) * inverse)
+    is_first, is_last = ((levels <= 0).unsqueeze(-1), (levels >= num_levels - 1).unsqueeze(-1))
+    both = below_upper + above_lower + torch.log(-torch.expm1(-2 * half * inverse))
+    log_probs = torch.where(is_first, below_upper, torch.where(is_last, above_lower, both))
+    return torch.logsumexp(log_probs + weights.log_softmax(-1), -1)
+
+
+def logistic_mixture_logits(parameters: Tensor, num_levels: int) -> Tensor:
+    """Log probability of every level. Shape: `parameters` [..., 3, K] -> [..., num_levels]. See above."""
+    levels = torch.arange(num_levels, dtype=parameters.dtype, device=parameters.device)
+    return logistic_mixture_log_probs(levels, parameters.unsqueeze(-3), num_levels)
+
+
+@dataclass
+class LogisticMixturePixels(Pixels):
+    """Mixtures of logistic distributions over the levels of each pixel, the channels of a pixel one after the other.
+
+    The means of green and blue are shifted in proportion to the channels before, and all channels share the weights.
+
+    Args:
+        parameters: of each of K parts the logit of its weight, the mean, the log scale and, for three channels, the
+            share of a channel before in the mean (red in green, red in blue, green in blue). [B, 3 or 4 * K, C, H, W].
+        num_levels: levels of a pixel.
+
+    Source: Salimans et al. (2017), PixelCNN++, eq. 2 and 3.
+    """
+
+    parameters: Tensor
+    num_levels: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Shape of the images, [B, C, H, W]."""
+        batch, _, *image = self.parameters.shape
+        return batch, *image
+
+    def log_probs(self, levels: Tensor) -> Tensor:
+        """Log probability of each value given the channels before it, in nats. Shape: [B, C, H, W] twice."""
+        channels = [self._given(levels, channel) for channel in range(levels.shape[1])]
+        return logistic_mixture_log_probs(levels, torch.stack(channels, 1), self.num_levels)
+
+    def parts(self, levels: Tensor) -> Iterator[tuple[tuple, Tensor]]:
+        """Of each channel in turn the place and the logits, see [`Pixels`]."""
+        for channel in range(levels.shape[1]):
+            parameters = self._given(levels, channel)
+            # A few images at a time: all levels of all parts of a mixture fill the memory.
+            logits = [logistic_mixture_logits(images, self.num_levels) for images in parameters.split(8)]
+            yield (slice(None), channel), torch.cat(logits).movedim(-1, 1)
+
+    def _given(self, levels: Tensor, channel: int) -> Tensor:
+        """The mixture of each value of a channel given those before it. [B, H, W, 3, K]."""
+        kinds = 3 if levels.shape[1] == 1 else 4
+        parameters = self.parameters.movedim(1, -1).unflatten(-1, (kinds, -1))  # [B, C, H, W, kinds, K]
+        weights = parameters[..., 0, :].sum(1)
+        means, log_scales = parameters[:, channel, ..., 1:3, :].unbind(-2)
+        scaled = levels * (2 / (self.num_levels - 1)) - 1
+        for before in range(channel):
+            share = parameters[:, channel + before - 1, ..., 3, :]
+            means = means + torch.tanh(share) * scaled[:, before].unsqueeze(-1)
+        return torch.stack([weights, means, log_scales], -2)
 
 
 @dataclass
@@ -178,11 +318,11 @@ class DeterministicPixels:
         return self.mode
 
     def draw(self, output: str, generator: torch.Generator | None = None) -> Tensor:
-        """Images as a sample, the mode or the mean. [B, C, H, W] levels. Errors as for [`CategoricalPixels`]."""
+        """Images as a sample, the mode or the mean. [B, C, H, W] levels. Errors as for [`Pixels`]."""
         return _draw(self, output, generator)
 
 
-def _draw(pixels: CategoricalPixels | DeterministicPixels, output: str, generator: torch.Generator | None) -> Tensor:
+def _draw(pixels: Pixels | DeterministicPixels, output: str, generator: torch.Generator | None) -> Tensor:
     if output not in OUTPUTS:
         raise ValueError(f"output must be one of {OUTPUTS}, got {output!r}")
     if output == "sample":

@@ -13,7 +13,14 @@ from transformers.utils.generic import can_return_tuple
 
 from .bits import nats_to_bits_per_dim
 from .configuration_local_transformer_image import LocalTransformerImageConfig
-from .distributions import OUTPUTS, check_generator
+from .distributions import (
+    OUTPUTS,
+    check_generator,
+    draw_levels,
+    expected_level,
+    logistic_mixture_log_probs,
+    logistic_mixture_logits,
+)
 from .modeling_image_autoencoder import check_at_least, check_levels
 from .modeling_local_transformer import LocalTransformerModel, LocalTransformerPreTrainedModel, rotary_angles
 from .window_cache import window_cache
@@ -26,7 +33,9 @@ class ImageLikelihoodOutput(ModelOutput):
     Args:
         loss: mean over the batch, in bits per dimension. Scalar.
         negative_log_likelihood: `-log p(x)` of each image, exact, in nats. [B].
-        logits: unnormalised log probabilities of the levels, given the pixels before. [B, num_levels, C, H, W].
+        logits: unnormalised log probabilities of the levels, given the pixels before. [B, num_levels, C, H, W]. Of a
+            mixture of logistic distributions the parameters of K parts: all logits of weights, then all means, then all
+            log scales. [B, 3 * K, C, H, W].
         hidden_states: with `output_hidden_states`, the embeddings and what each layer returns, in raster order, the
             channels of a pixel together. Tensors [B, H * W * C, hidden_size].
     """
@@ -99,7 +108,11 @@ class PixelSteps:
             cosine, sine = (angle[:, :, position : position + 1] for angle in self.angles)
             states = self.model.model.step(inputs, (cosine, sine), self.cache)
         self.known = position + 1
-        return self.model.lm_head(states[:, -1])
+        outputs = self.model.lm_head(states[:, -1])
+        config = self.model.config
+        if config.pixel_likelihood == "categorical":
+            return outputs
+        return logistic_mixture_logits(outputs.unflatten(1, (3, -1)), config.num_levels)
 
 
 class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
@@ -129,7 +142,7 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         self.channel_embedding = nn.Embedding(config.num_channels, config.hidden_size)
         num_classes = config.num_labels if config.is_class_conditional else None
         self.class_embedding = None if num_classes is None else nn.Embedding(num_classes, config.hidden_size)
-        self.lm_head = nn.Linear(config.hidden_size, config.num_levels, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.outputs_per_dim, bias=False)
         self.post_init()
 
     @can_return_tuple
@@ -160,7 +173,7 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         shown = {} if output_hidden_states is None else {"output_hidden_states": output_hidden_states}
         states = self.model(inputs_embeds=self._inputs(values, labels, 0, values.shape[1]), use_cache=False, **shown)
         logits = self.lm_head(states.last_hidden_state).float()
-        nats = F.cross_entropy(logits.transpose(1, 2), values, reduction="none").sum(1)
+        nats = self._nats(logits, values).sum(1)
         loss = nats_to_bits_per_dim(nats.mean(), self.config.num_dims) if return_loss else None
         if loss is not None and self.training and self.config.attention_span == "adaptive":
             loss = loss + self.span_penalty()
@@ -269,19 +282,13 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
             raise ValueError(f"temperature must be above 0 and finite, got {temperature}")
         values = self._sequence(pixel_values.clone())
         shown = values.float() if output == "mean" else values
-        levels = torch.arange(config.num_levels, device=values.device, dtype=torch.float32)
         steps = self.steps(values, labels)
         yield self._completed(shown)
         for position in range(int(rows) * config.row_length, values.shape[1]):
-            probabilities = (steps.logits(position).float() / temperature).softmax(-1)
-            if output == "mode":
-                values[:, position] = probabilities.argmax(1)
-            else:
-                device = probabilities.device if generator is None else generator.device
-                drawn = torch.multinomial(probabilities.to(device), 1, generator=generator)
-                values[:, position] = drawn.squeeze(1).to(values.device)
+            logits = steps.logits(position).float() / temperature
+            values[:, position] = logits.argmax(1) if output == "mode" else draw_levels(logits, generator)
             if output == "mean":
-                shown[:, position] = probabilities @ levels
+                shown[:, position] = expected_level(logits)
             if (position + 1) % config.row_length == 0:
                 yield self._completed(shown)
 
@@ -292,7 +299,9 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         Arguments and errors as in `forward`.
         """
         logits = self(pixel_values, labels=labels, return_loss=False).logits
-        return F.cross_entropy(logits, pixel_values.long(), reduction="none") / math.log(2)
+        # As a sequence again. [B, H * W * C, outputs_per_dim]
+        nats = self._nats(logits.permute(0, 3, 4, 2, 1).flatten(1, 3), self._sequence(pixel_values))
+        return self._images(nats.unsqueeze(2) / math.log(2)).squeeze(1)
 
     @torch.no_grad()
     def steps(self, values: Tensor, labels: Tensor | None = None) -> "PixelSteps":
@@ -303,6 +312,12 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
             labels: classes, for a class-conditional model. [B].
         """
         return PixelSteps(self, values, labels)
+
+    def _nats(self, logits: Tensor, values: Tensor) -> Tensor:
+        """`-log p` of each value given those before it. Shape: `logits` [B, N, outputs_per_dim] -> [B, N]."""
+        if self.config.pixel_likelihood == "categorical":
+            return F.cross_entropy(logits.transpose(1, 2), values, reduction="none")
+        return -logistic_mixture_log_probs(values, logits.unflatten(2, (3, -1)), self.config.num_levels)
 
     def _inputs(self, values: Tensor, labels: Tensor | None, start: int, stop: int) -> Tensor:
         """What the model reads to predict the values from `start` to before `stop`. [B, stop - start, hidden_size]."""

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf-latentgen authors. Apache-2.0.
-"""The variational autoencoder with a categorical likelihood of the pixel levels."""
+"""The variational autoencoder with a discrete likelihood of the pixel levels."""
 
 import math
 from dataclasses import dataclass
@@ -15,6 +15,8 @@ from .configuration_vae import VAEConfig
 from .distributions import (
     CategoricalPixels,
     DiagonalGaussian,
+    LogisticMixturePixels,
+    Pixels,
     check_generator,
     standard_normal,
     standard_normal_log_prob,
@@ -36,7 +38,8 @@ class VAEOutput(ModelOutput):
         loss: the optimised objective, mean over the batch, in bits per dimension. Scalar.
         distortion: `-E log p(x|z)` of each image, in nats. [B].
         rate: `KL(q(z|x) || p(z))` of each image, in nats. [B].
-        logits: unnormalised log probabilities of the levels. [B, num_levels, C, H, W].
+        logits: unnormalised log probabilities of the levels. [B, num_levels, C, H, W]. Of a mixture of logistic
+            distributions its parameters, see [`LogisticMixturePixels`].
         latents: the latents that were decoded. [B, L].
     """
 
@@ -48,7 +51,7 @@ class VAEOutput(ModelOutput):
 
 
 class VAEModel(ImageAutoencoderModel):
-    """Variational autoencoder with a diagonal-Gaussian posterior, a standard normal prior and categorical pixels.
+    """Variational autoencoder with a diagonal-Gaussian posterior, a standard normal prior and discrete pixels.
 
     Source: Kingma & Welling (2014), Auto-Encoding Variational Bayes.
     """
@@ -62,7 +65,7 @@ class VAEModel(ImageAutoencoderModel):
     def __init__(self, config: VAEConfig):
         super().__init__(config)
         self.encoder = ENCODERS[config.architecture](config, 2 * config.latent_dim)
-        self.decoder = DECODERS[config.architecture](config, config.latent_dim, config.num_levels)
+        self.decoder = DECODERS[config.architecture](config, config.latent_dim, config.outputs_per_dim)
         self.latent_sizes = [math.prod(shape) for shape in config.latent_shapes]
         self.post_init()
 
@@ -96,7 +99,7 @@ class VAEModel(ImageAutoencoderModel):
         """
         self._check_levels(pixel_values)
         posterior, latents, logits = self._infer(pixel_values, sample_posterior, generator)
-        distortion = -CategoricalPixels(logits).log_prob(pixel_values)
+        distortion = -self._pixels(logits).log_prob(pixel_values)
         rates = posterior.kl_to_standard_normal()
         loss = None
         if return_loss:
@@ -120,7 +123,7 @@ class VAEModel(ImageAutoencoderModel):
         """The posterior of all latents of each image, finer ones given the means of the coarser ones. [B, L]."""
         return self.encode(pixel_values, sample_posterior=False)
 
-    def decode(self, latents: Tensor) -> CategoricalPixels:
+    def decode(self, latents: Tensor) -> Pixels:
         """The distribution of the pixels given latents [B, L].
 
         Raises:
@@ -130,7 +133,7 @@ class VAEModel(ImageAutoencoderModel):
         state = None
         for group, code in enumerate(latents.to(self.dtype).split(self.latent_sizes, 1)):
             state = self.decoder.advance(group, code, state)
-        return CategoricalPixels(self.decoder.finish(state).float())
+        return self._pixels(self.decoder.finish(state).float())
 
     @torch.no_grad()
     def sample(
@@ -197,17 +200,13 @@ class VAEModel(ImageAutoencoderModel):
             features = self._encode_features(pixel_values)
         else:
             per_pass = IMAGES_PER_PASS
-            one_hot = F.one_hot(pixel_values.long(), self.config.num_levels).movedim(-1, 1).flatten(1).float()
         total = torch.full((batch_size,), -math.inf, device=pixel_values.device)
         for start in range(0, num_samples, per_pass):
             count = min(per_pass, num_samples - start)
             if estimator == "importance":
                 log_weights = self._log_importance_weights(pixel_values, features, count, generator)
             else:
-                logits = self.decode(self._prior_sample(count, generator)).logits
-                # bf16 would round sums of hundreds of nats to whole nats.
-                with torch.autocast(pixel_values.device.type, enabled=False):
-                    log_weights = one_hot @ logits.log_softmax(1).flatten(1).T
+                log_weights = self._log_probs_of_all(pixel_values, self._prior_sample(count, generator))
             total = torch.logaddexp(total, log_weights.logsumexp(1))
         return total - math.log(num_samples)
 
@@ -224,9 +223,25 @@ class VAEModel(ImageAutoencoderModel):
         """`log p(x, z) - log q(z|x)` of `count` posterior samples of each image. [B, count]."""
         features = [feature.repeat_interleave(count, 0) for feature in features]
         posterior, latents, logits = self._infer_features(features, True, generator)
-        distortion = -CategoricalPixels(logits).log_prob(pixel_values.repeat_interleave(count, 0))
+        distortion = -self._pixels(logits).log_prob(pixel_values.repeat_interleave(count, 0))
         log_weights = standard_normal_log_prob(latents) - posterior.log_prob(latents) - distortion
         return log_weights.unflatten(0, (-1, count))
+
+    def _log_probs_of_all(self, pixel_values: Tensor, latents: Tensor) -> Tensor:
+        """`log p(x|z)` of each image given each of the latents, in nats. [B, number of latents]."""
+        pixels = self.decode(latents)
+        if isinstance(pixels, CategoricalPixels):
+            one_hot = F.one_hot(pixel_values.long(), self.config.num_levels).movedim(-1, 1).flatten(1).float()
+            # bf16 would round sums of hundreds of nats to whole nats.
+            with torch.autocast(pixel_values.device.type, enabled=False):
+                return one_hot @ pixels.logits.log_softmax(1).flatten(1).T
+        return torch.stack([pixels.log_prob(image.expand(len(latents), -1, -1, -1)) for image in pixel_values])
+
+    def _pixels(self, outputs: Tensor) -> Pixels:
+        """The distribution of the pixels from outputs of the decoder [B, outputs_per_dim, C, H, W]."""
+        if self.config.pixel_likelihood == "categorical":
+            return CategoricalPixels(outputs)
+        return LogisticMixturePixels(outputs, self.config.num_levels)
 
     def _infer(
         self, pixel_values: Tensor, sample_posterior: bool | None, generator: torch.Generator | None
