@@ -31,6 +31,7 @@ class ImageAutoencoderModel(LatentGenModel):
         "LadderPosterior",
         "DenseBlock",
         "Discriminator",
+        "PixelLayer",
     ]
     latent_sizes: list[int]
     draws_images = True

@@ -33,7 +33,6 @@ class VLAEModel(VAEModel):
     base_model_prefix = "vlae"
     kind = "variational lossy autoencoder"
     can_complete = True
-    _no_split_modules = [*VAEModel._no_split_modules, "PixelLayer"]
 
     def __init__(self, config: VLAEConfig):
         super().__init__(config)
@@ -125,7 +124,8 @@ class LocalPixels(Pixels):
         self.model = model
         self.features = features  # [B, decoder_channels, H, W]
         self.num_levels = model.config.num_levels
-        self.shape = (len(features), model.config.num_channels, *features.shape[2:])
+        size = model.config.image_size
+        self.shape = (len(features), model.config.num_channels, size, size)
 
     def log_probs(self, levels: Tensor) -> Tensor:
         """Log probability of each value given those before it, in nats. Shape: [B, C, H, W] twice."""
