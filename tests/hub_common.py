@@ -21,12 +21,15 @@ from hf_latentgen import (
     LocalTransformerImageConfig,
     VAEConfig,
     VAEModel,
+    VLAEConfig,
+    VLAEModel,
 )
 from hf_latentgen.evaluation.results import Results
 
 IMAGES = {"image_size": 8, "num_levels": 16}
 AUTOENCODER = IMAGES | {"architecture": "mlp", "latent_dim": 2, "hidden_channels": (8, 8)}
 ADVERSARIAL = AUTOENCODER | {"discriminator_channels": (8, 8)}
+SMALL_VLAE = IMAGES | {"latent_dim": 2, "hidden_channels": (8, 8), "decoder_channels": 8, "decoder_radius": 1}
 LAYERS = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
@@ -41,6 +44,7 @@ def make_families() -> dict[str, Family]:
     """A model of each family, the same in every process, with random weights."""
     models = {
         "vae": (VAEModel, VAEConfig(**AUTOENCODER)),
+        "vlae": (VLAEModel, VLAEConfig(**SMALL_VLAE)),
         "aae": (AAEModel, AAEConfig(**ADVERSARIAL)),
         "aae-classifier": (AAEForImageClassification, AAEConfig(num_labels=10, **ADVERSARIAL)),
         "local-text": (LocalTransformerForCausalLM, LocalTransformerConfig(window=8, **LAYERS)),

@@ -13,12 +13,14 @@ from hf_latentgen.models.configuration_aae import AAEConfig
 from hf_latentgen.models.configuration_local_transformer import LocalTransformerConfig
 from hf_latentgen.models.configuration_local_transformer_image import LocalTransformerImageConfig
 from hf_latentgen.models.configuration_vae import VAEConfig
+from hf_latentgen.models.configuration_vlae import VLAEConfig
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.models.modeling_aae import AAEModel
 from hf_latentgen.models.modeling_aae_classification import AAEForImageClassification
 from hf_latentgen.models.modeling_local_transformer import LocalTransformerForCausalLM, LocalTransformerModel
 from hf_latentgen.models.modeling_local_transformer_image import LocalTransformerForImageGeneration
 from hf_latentgen.models.modeling_vae import VAEModel
+from hf_latentgen.models.modeling_vlae import VLAEModel
 from hf_latentgen.models.tokenization_bytes import ByteTokenizer
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ __version__ = "0.1.0"
 
 for config_class, model_class in (
     (VAEConfig, VAEModel),
+    (VLAEConfig, VLAEModel),
     (AAEConfig, AAEModel),
     (LocalTransformerConfig, LocalTransformerModel),
     (LocalTransformerImageConfig, LocalTransformerForImageGeneration),
@@ -46,7 +49,7 @@ for config_class, model_class in (
     AutoModel.register(config_class, model_class, exist_ok=True)
 AutoModelForCausalLM.register(LocalTransformerConfig, LocalTransformerForCausalLM, exist_ok=True)
 AutoModelForImageClassification.register(AAEConfig, AAEForImageClassification, exist_ok=True)
-for config_class in (VAEConfig, AAEConfig, LocalTransformerImageConfig):
+for config_class in (VAEConfig, VLAEConfig, AAEConfig, LocalTransformerImageConfig):
     AutoImageProcessor.register(config_class, image_processor_classes={"pil": LevelsImageProcessor}, exist_ok=True)
 AutoTokenizer.register(LocalTransformerConfig, tokenizer_class=ByteTokenizer, exist_ok=True)
 
@@ -95,6 +98,8 @@ __all__ = [
     "VAEConfig",
     "VAEModel",
     "VAEOutput",
+    "VLAEConfig",
+    "VLAEModel",
     "collate_levels",
     "load",
     "load_images",

@@ -13,6 +13,8 @@ from hf_latentgen import (
     LocalTransformerImageConfig,
     VAEConfig,
     VAEModel,
+    VLAEConfig,
+    VLAEModel,
 )
 from hf_latentgen.coding.codecs import BitsBackCodec, ByteCodec, PixelCodec
 from modeling_common import perturb
@@ -31,6 +33,7 @@ IMAGE_MODELS = {
         **MLP | {"num_channels": 3, "num_levels": 256, "pixel_likelihood": "logistic_mixture"}
     ),
     "ladder": lambda: VAEConfig(**(MLP | LADDER)),
+    "vlae": lambda: VLAEConfig(**(MLP | LADDER), decoder_radius=1, decoder_channels=8),
 }
 
 
@@ -57,7 +60,7 @@ def image_case(kind: str, number: int = 40) -> Case:
     torch.manual_seed(0)
     config = IMAGE_MODELS[kind]()
     if isinstance(config, VAEConfig):
-        model = VAEModel(config)
+        model = VLAEModel(config) if isinstance(config, VLAEConfig) else VAEModel(config)
     else:
         model = LocalTransformerForImageGeneration(config)
         perturb(model)

@@ -315,7 +315,7 @@ class BitsBackCodec:
 
     def _chances(self, state: Tensor, levels: Tensor, size: int) -> Iterator[tuple[tuple, np.ndarray]]:
         """Of each part of the first `size` images, given the levels of those before, its place and probabilities."""
-        pixels = self.model._pixels(self.model.decoder.finish(state)[:size])
+        pixels = self.model._decoded_pixels(self.model.decoder.finish(state)[:size])
         for place, logits in pixels.parts(levels):
             yield place, probabilities(logits.movedim(1, -1))
 

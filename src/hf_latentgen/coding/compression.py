@@ -23,8 +23,7 @@ from hf_latentgen.coding.codecs import Codec, codec_for
 from hf_latentgen.coding.container import CompressedFileError, Header, Info, Writer, checksum, read_info
 from hf_latentgen.models.configuration_latentgen import check_processor
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
-from hf_latentgen.models.modeling_image_autoencoder import check_levels
-from hf_latentgen.models.modeling_latentgen import LatentGenModel
+from hf_latentgen.models.modeling_latentgen import LatentGenModel, check_levels
 from hf_latentgen.models.tokenization_bytes import ByteTokenizer
 
 # Groups that are coded at once, each in a thread of its own. Every one needs its own keys and values.

@@ -169,6 +169,27 @@ def evaluate_likelihood(
     return LikelihoodScores(distortion, rate, importance_nll, num_importance_samples, model.config.num_dims)
 
 
+@torch.no_grad()
+def shares_of_latents(model: LatentGenModel, levels: Tensor, batch_size: int = 128, seed: int = 0) -> dict[str, float]:
+    """Mean rate of each group of latents, coarse to fine, and the distortion with another image's code, in nats.
+
+    A decoder that does without the code has the same distortion with any.
+
+    Shape and arguments as in `evaluate_elbo`.
+    """
+    model.eval()
+    generator = torch.Generator().manual_seed(seed)
+    rates, other = [], 0.0
+    for batch in tqdm(levels.split(batch_size), "rates", **BAR):
+        images = batch.to(model.device)
+        output = model(images, sample_posterior=True, generator=generator, return_loss=False)
+        rates.append(output.group_rates.double().cpu())
+        other -= float(model.decode(output.latents.roll(1, 0)).log_prob(images).double().sum())
+    means = torch.cat(rates).mean(0).tolist()
+    shares = {f"rate_of_group_{number}_nats": rate for number, rate in enumerate(means, 1)}
+    return shares | {"distortion_of_other_code_nats": other / len(levels)}
+
+
 def untrained_metrics(model: LatentGenModel, levels: Tensor, batch_size: int = 128, seed: int = 0) -> dict[str, float]:
     """Where training starts, for the configuration of a model: bits per dimension with fresh and with all-zero weights.
 

@@ -49,6 +49,7 @@ METRICS = {
     "bits_per_byte": Metric("Bits per byte", "bits/byte", 4, "exact"),
     "dynamic_bits_per_byte": Metric("Bits per byte, dynamic evaluation", "bits/byte", 4, "exact"),
     "dynamic_learning_rate": Metric("Dynamic evaluation, learning rate", "", 5, "measurement"),
+    "distortion_of_other_code_nats": Metric("Distortion, with the code of another image", "nats", 2, "measurement"),
     "context": Metric("Ids before a scored byte", "ids", 0, "measurement"),
     "num_bytes": Metric("Scored bytes", "bytes", 0, "measurement"),
 }
@@ -62,6 +63,8 @@ VARIANTS = {
 }
 # The number of samples is part of the name, as in nll_nats_iw500.
 IMPORTANCE_ESTIMATE = re.compile(r"(nll_nats|bits_per_dim)_iw(\d+)")
+
+RATE_OF_GROUP = re.compile(r"rate_of_group_(\d+)_nats")
 
 BASELINES = {
     "order0_bits_per_dim": "one histogram of levels for all pixels",
@@ -84,6 +87,8 @@ def describe_metric(key: str) -> Metric:
         base = METRICS[quantity]
         title = "Negative log-likelihood" if quantity == "nll_nats" else "Bits per dimension"
         return Metric(f"{title}, K = {num_samples} importance samples", base.unit, base.decimals, "tighter upper bound")
+    if match := RATE_OF_GROUP.fullmatch(key):
+        return Metric(f"Rate of latent group {match.group(1)}, from the coarsest", "nats", 2, "part of the bound")
     for ending, addition in VARIANTS.items():
         if key.endswith(ending):
             base = describe_metric(key.removesuffix(ending))

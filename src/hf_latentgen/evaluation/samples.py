@@ -10,7 +10,7 @@ from torch import Tensor
 from hf_latentgen.data import LevelsDataset
 from hf_latentgen.evaluation.latents import posterior_moments
 from hf_latentgen.evaluation.pictures import image_grid, latent_scatter, manifold_grid, reconstruction_grid
-from hf_latentgen.models.distributions import OUTPUTS
+from hf_latentgen.models.distributions import OUTPUTS, standard_normal
 from hf_latentgen.models.modeling_latentgen import LatentGenModel
 
 NUM_SAMPLES = 64
@@ -137,6 +137,23 @@ def drawn_samples(model: LatentGenModel, num_images: int, seed: int = 0, batch_s
     generator = torch.Generator().manual_seed(seed)
     sizes = [min(batch_size, num_images - start) for start in range(0, num_images, batch_size)]
     return torch.cat([model.sample(size, generator, output="mean").cpu() for size in sizes])
+
+
+@torch.no_grad()
+def same_code_samples(
+    model: LatentGenModel, test: LevelsDataset, number: int, groups: int, generator: torch.Generator
+) -> Tensor:
+    """Eight test images, each followed by images drawn from its first groups of latents. [8 * (1 + number), C, H, W].
+
+    The other, finer groups are drawn from the prior, anew for each image.
+    """
+    images = test.levels[spread_indices(len(test), NUM_COMPLETED)]
+    known = sum(model.latent_sizes[:groups])
+    means = model.posterior(images.to(model.device)).mean.repeat_interleave(number, 0)
+    latents = standard_normal(means.shape, means, generator)
+    latents[:, :known] = means[:, :known]
+    drawn = model.decode(latents).sample(generator).cpu()
+    return torch.cat([images.unsqueeze(1), drawn.unflatten(0, (NUM_COMPLETED, number))], 1).flatten(0, 1)
 
 
 def completions(model: LatentGenModel, test: LevelsDataset, seed: int = 0) -> Tensor:

@@ -6,9 +6,10 @@ from hf_latentgen.families.local_transformer import LOCAL_TRANSFORMER
 from hf_latentgen.families.local_transformer_image import LOCAL_TRANSFORMER_IMAGE
 from hf_latentgen.families.prior import PRIOR
 from hf_latentgen.families.vae import VAE
+from hf_latentgen.families.vlae import VLAE
 
 # In the order of the tables.
-FAMILIES: tuple[Family, ...] = (VAE, AAE, PRIOR, LOCAL_TRANSFORMER_IMAGE, LOCAL_TRANSFORMER)
+FAMILIES: tuple[Family, ...] = (VAE, VLAE, AAE, PRIOR, LOCAL_TRANSFORMER_IMAGE, LOCAL_TRANSFORMER)
 
 
 def find_family(model_type: str | None, families: tuple[Family, ...] = FAMILIES) -> Family:

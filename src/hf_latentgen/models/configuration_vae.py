@@ -6,6 +6,8 @@ from huggingface_hub.dataclasses import strict
 from .configuration_image_autoencoder import ImageAutoencoderConfig
 from .configuration_latentgen import check_pixel_likelihood, require
 
+FREE_BITS_OF = ("dimension", "group", "total")
+
 
 @strict
 class VAEConfig(ImageAutoencoderConfig):
@@ -17,7 +19,9 @@ class VAEConfig(ImageAutoencoderConfig):
             only). Their posterior sees the coarser latents; their prior is standard normal, as everywhere.
         beta (`float`, defaults to 1.0): weight of the rate in the optimised loss.
         free_bits (`float`, defaults to 0.0):
-            nats per latent dimension below which the rate of an example is not reduced further.
+            nats below which the rate of an example is not reduced further, of each part that `free_bits_of` names.
+        free_bits_of (`str`, defaults to `"dimension"`):
+            `"dimension"`: of each latent dimension. `"group"`: of each group of latents. `"total"`: of all of them.
         pixel_likelihood (`str`, defaults to `"categorical"`):
             `"categorical"`: a logit for each level. `"logistic_mixture"`: a mixture of logistic distributions, which
             learns 256 levels faster; the channels of a pixel follow from each other. For 1 or 3 channels.
@@ -30,6 +34,7 @@ class VAEConfig(ImageAutoencoderConfig):
     ladder_channels: list[int] | tuple[int, ...] = ()
     beta: float | int = 1.0
     free_bits: float | int = 0.0
+    free_bits_of: str = "dimension"
     pixel_likelihood: str = "categorical"
     num_mixtures: int = 5
 
@@ -45,6 +50,11 @@ class VAEConfig(ImageAutoencoderConfig):
         """Shape of each group of latents, coarse to fine. Their concatenation is the `latents` of the model."""
         coarse_to_fine = self.stage_sizes[:0:-1]
         return [(self.latent_dim,), *((c, s, s) for c, s in zip(self.ladder_channels, coarse_to_fine, strict=False))]
+
+    @property
+    def decoder_outputs(self) -> int:
+        """What the decoder of the latents gives for each pixel and channel."""
+        return self.outputs_per_dim
 
     def validate_ladder(self):
         """Raises `ValueError` if the ladder does not fit the network."""
@@ -65,3 +75,4 @@ class VAEConfig(ImageAutoencoderConfig):
         """Raises `ValueError` if a weight of the objective is negative or not finite."""
         require(0 <= self.beta < float("inf"), "beta", self.beta, "at least 0 and finite")
         require(0 <= self.free_bits < float("inf"), "free_bits", self.free_bits, "at least 0 and finite")
+        require(self.free_bits_of in FREE_BITS_OF, "free_bits_of", self.free_bits_of, f"one of {FREE_BITS_OF}")

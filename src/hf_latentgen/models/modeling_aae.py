@@ -23,7 +23,8 @@ from .distributions import (
     SwissRoll,
     standard_normal,
 )
-from .modeling_image_autoencoder import ImageAutoencoderModel, check_at_least
+from .modeling_image_autoencoder import ImageAutoencoderModel
+from .modeling_latentgen import check_at_least
 from .networks import DECODERS, ENCODERS, Discriminator
 
 UNLABELLED = -100

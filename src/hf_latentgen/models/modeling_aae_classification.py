@@ -11,7 +11,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_aae import AAEConfig
 from .distributions import DiagonalGaussian, OneHot, PointMass
 from .modeling_aae import UNLABELLED, AAEModel, AAEOutput, Adversary
-from .modeling_image_autoencoder import check_at_least
+from .modeling_latentgen import check_at_least
 from .networks import Discriminator
 
 

@@ -2,7 +2,6 @@
 """What the image autoencoders share: initialisation, checks, and what is made of an encoder and a decoder."""
 
 import math
-from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from transformers import initialization as init
 
 from .configuration_image_autoencoder import ImageAutoencoderConfig
 from .distributions import CategoricalPixels, DeterministicPixels, DiagonalGaussian, PointMass
-from .modeling_latentgen import LatentGenModel
+from .modeling_latentgen import LatentGenModel, check_at_least, check_levels
 from .networks import ZeroConv2d
 
 
@@ -32,6 +31,7 @@ class ImageAutoencoderModel(LatentGenModel):
         "LadderPosterior",
         "DenseBlock",
         "Discriminator",
+        "PixelLayer",
     ]
     latent_sizes: list[int]
     draws_images = True
@@ -123,28 +123,3 @@ class ImageAutoencoderModel(LatentGenModel):
 
     def _check_levels(self, pixel_values: Tensor) -> None:
         check_levels(pixel_values, self.config.num_channels, self.config.image_size, self.config.num_levels)
-
-
-def check_levels(pixel_values: Tensor, num_channels: int, image_size: int, num_levels: int) -> None:
-    """Raises `ValueError` unless the images are integer levels of the given size and range, at least one of them."""
-    shape = (num_channels, image_size, image_size)
-    if not isinstance(pixel_values, Tensor):
-        given = type(pixel_values).__name__
-        raise ValueError(f"pixel_values must be a tensor of levels, as LevelsImageProcessor makes one, got a {given}")
-    if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != shape or pixel_values.shape[0] == 0:
-        expected = f"[B, {', '.join(map(str, shape))}] with B at least 1"
-        raise ValueError(f"pixel_values must have shape {expected}, got {list(pixel_values.shape)}")
-    if pixel_values.is_floating_point() or pixel_values.dtype == torch.bool:
-        raise ValueError(f"pixel_values must be integer levels, got {pixel_values.dtype}")
-    # A compiled graph cannot stop on a value.
-    if not torch.compiler.is_compiling():
-        low, high = (value.item() for value in pixel_values.aminmax())
-        if low < 0 or high >= num_levels:
-            allowed = f"levels in 0 ... {num_levels - 1}"
-            raise ValueError(f"pixel_values must be {allowed}, got values from {low} to {high}")
-
-
-def check_at_least(name: str, value: int, least: int) -> None:
-    """Raises `ValueError` naming the argument unless it is a whole number of at least `least`."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")

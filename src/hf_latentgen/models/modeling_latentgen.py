@@ -3,6 +3,7 @@
 
 import os
 import tempfile
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,6 +12,7 @@ from huggingface_hub import CommitInfo
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .distributions import OUTPUTS
 from .hub import IMAGE_TASK, commit_files, folder_contents, snapshot
 
 # Arguments of `from_pretrained` that tell where on the Hub a model is.
@@ -61,6 +63,16 @@ class LatentGenModel(PreTrainedModel):
             ValueError: bad levels.
         """
         raise NotImplementedError
+
+    def blank(self, num_images: int) -> Tensor:
+        """Images of which no row is known yet, for `complete` and `complete_by_row`. [num_images, C, H, W].
+
+        Raises:
+            ValueError: `num_images` is below 1.
+        """
+        check_at_least("num_images", num_images, 1)
+        size = self.config.image_size
+        return torch.zeros(num_images, self.config.num_channels, size, size, dtype=torch.int64, device=self.device)
 
     @classmethod
     def from_pretrained(
@@ -126,3 +138,38 @@ class LatentGenModel(PreTrainedModel):
             place = {"private": private, "token": token, "revision": revision, "create_pr": create_pr}
             place |= {"description": commit_description, "keeps_card": True}
             return commit_files(repo_id, contents, commit_message or f"Upload {kind}", **place)
+
+
+def check_levels(pixel_values: Tensor, num_channels: int, image_size: int, num_levels: int) -> None:
+    """Raises `ValueError` unless the images are integer levels of the given size and range, at least one of them."""
+    shape = (num_channels, image_size, image_size)
+    if not isinstance(pixel_values, Tensor):
+        given = type(pixel_values).__name__
+        raise ValueError(f"pixel_values must be a tensor of levels, as LevelsImageProcessor makes one, got a {given}")
+    if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != shape or pixel_values.shape[0] == 0:
+        expected = f"[B, {', '.join(map(str, shape))}] with B at least 1"
+        raise ValueError(f"pixel_values must have shape {expected}, got {list(pixel_values.shape)}")
+    if pixel_values.is_floating_point() or pixel_values.dtype == torch.bool:
+        raise ValueError(f"pixel_values must be integer levels, got {pixel_values.dtype}")
+    # A compiled graph cannot stop on a value.
+    if not torch.compiler.is_compiling():
+        low, high = (value.item() for value in pixel_values.aminmax())
+        if low < 0 or high >= num_levels:
+            allowed = f"levels in 0 ... {num_levels - 1}"
+            raise ValueError(f"pixel_values must be {allowed}, got values from {low} to {high}")
+
+
+def check_completion(image_size: int, rows: int, output: str, temperature: float) -> None:
+    """Raises `ValueError` unless the first `rows` rows of images can be given and the others drawn like this."""
+    if rows not in range(image_size + 1):
+        raise ValueError(f"rows must be a whole number in 0 ... {image_size}, got {rows!r}")
+    if output not in OUTPUTS:
+        raise ValueError(f"output must be one of {OUTPUTS}, got {output!r}")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be above 0 and finite, got {temperature}")
+
+
+def check_at_least(name: str, value: int, least: int) -> None:
+    """Raises `ValueError` naming the argument unless it is a whole number of at least `least`."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")

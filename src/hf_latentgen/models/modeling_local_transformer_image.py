@@ -14,14 +14,13 @@ from transformers.utils.generic import can_return_tuple
 from .bits import nats_to_bits_per_dim
 from .configuration_local_transformer_image import LocalTransformerImageConfig
 from .distributions import (
-    OUTPUTS,
     check_generator,
     draw_levels,
     expected_level,
     logistic_mixture_log_probs,
     logistic_mixture_logits,
 )
-from .modeling_image_autoencoder import check_at_least, check_levels
+from .modeling_latentgen import check_completion, check_levels
 from .modeling_local_transformer import LocalTransformerModel, LocalTransformerPreTrainedModel, rotary_angles
 from .window_cache import window_cache
 
@@ -215,16 +214,6 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         """How many classes `sample` can be asked for, 0 where it knows none."""
         return 0 if self.class_embedding is None else self.class_embedding.num_embeddings
 
-    def blank(self, num_images: int) -> Tensor:
-        """Images of which no row is known yet, for `complete` and `complete_by_row`. [num_images, C, H, W].
-
-        Raises:
-            ValueError: `num_images` is below 1.
-        """
-        check_at_least("num_images", num_images, 1)
-        size = self.config.image_size
-        return torch.zeros(num_images, self.config.num_channels, size, size, dtype=torch.int64, device=self.device)
-
     @torch.no_grad()
     def complete(
         self,
@@ -273,13 +262,8 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
             labels = drawn.to(pixel_values.device)
         self._check_labels(labels, pixel_values.shape[0])
         config = self.config
-        if rows not in range(config.image_size + 1):
-            raise ValueError(f"rows must be a whole number in 0 ... {config.image_size}, got {rows!r}")
+        check_completion(config.image_size, rows, output, temperature)
         check_generator(generator)
-        if output not in OUTPUTS:
-            raise ValueError(f"output must be one of {OUTPUTS}, got {output!r}")
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature must be above 0 and finite, got {temperature}")
         values = self._sequence(pixel_values.clone())
         shown = values.float() if output == "mean" else values
         steps = self.steps(values, labels)

@@ -21,7 +21,8 @@ from .distributions import (
     standard_normal,
     standard_normal_log_prob,
 )
-from .modeling_image_autoencoder import ImageAutoencoderModel, check_at_least
+from .modeling_image_autoencoder import ImageAutoencoderModel
+from .modeling_latentgen import check_at_least
 from .networks import DECODERS, ENCODERS
 
 ESTIMATORS = ("importance", "prior")
@@ -38,6 +39,7 @@ class VAEOutput(ModelOutput):
         loss: the optimised objective, mean over the batch, in bits per dimension. Scalar.
         distortion: `-E log p(x|z)` of each image, in nats. [B].
         rate: `KL(q(z|x) || p(z))` of each image, in nats. [B].
+        group_rates: its share in each group of latents, coarse to fine, in nats. [B, G].
         logits: unnormalised log probabilities of the levels. [B, num_levels, C, H, W]. Of a mixture of logistic
             distributions its parameters, see [`LogisticMixturePixels`].
         latents: the latents that were decoded. [B, L].
@@ -46,6 +48,7 @@ class VAEOutput(ModelOutput):
     loss: Tensor | None = None
     distortion: Tensor | None = None
     rate: Tensor | None = None
+    group_rates: Tensor | None = None
     logits: Tensor | None = None
     latents: Tensor | None = None
 
@@ -65,7 +68,7 @@ class VAEModel(ImageAutoencoderModel):
     def __init__(self, config: VAEConfig):
         super().__init__(config)
         self.encoder = ENCODERS[config.architecture](config, 2 * config.latent_dim)
-        self.decoder = DECODERS[config.architecture](config, config.latent_dim, config.outputs_per_dim)
+        self.decoder = DECODERS[config.architecture](config, config.latent_dim, config.decoder_outputs)
         self.latent_sizes = [math.prod(shape) for shape in config.latent_shapes]
         self.post_init()
 
@@ -81,7 +84,8 @@ class VAEModel(ImageAutoencoderModel):
         """The two parts of the negative ELBO of each image, and the objective.
 
         The loss is the mean over the batch of `distortion + beta * rate`, in bits per dimension, the rate of each
-        latent dimension and image being counted as at least `free_bits`. `rate` itself is never clamped.
+        image being counted as at least `free_bits` in each part that `free_bits_of` names. `rate` itself is never
+        clamped.
 
         Args:
             pixel_values: integer levels, [B, C, H, W].
@@ -98,15 +102,20 @@ class VAEModel(ImageAutoencoderModel):
         than to the mean over a batch, so that the loss does not depend on how a batch is split.
         """
         self._check_levels(pixel_values)
-        posterior, latents, logits = self._infer(pixel_values, sample_posterior, generator)
-        distortion = -self._pixels(logits).log_prob(pixel_values)
+        posterior, latents, decoded = self._infer(pixel_values, sample_posterior, generator)
+        outputs = self._outputs(decoded, pixel_values)
+        distortion = -self._pixels(outputs).log_prob(pixel_values)
         rates = posterior.kl_to_standard_normal()
+        total = rates.sum(1)
+        group_rates = torch.stack([group.sum(1) for group in rates.split(self.latent_sizes, 1)], 1)
         loss = None
         if return_loss:
             beta = self.config.beta if beta is None else beta
-            objective = distortion + beta * rates.clamp(min=self.config.free_bits).sum(1)
+            scopes = {"dimension": rates, "group": group_rates, "total": total.unsqueeze(1)}
+            counted = scopes[self.config.free_bits_of].clamp(min=self.config.free_bits)
+            objective = distortion + beta * counted.sum(1)
             loss = nats_to_bits_per_dim(objective.mean(), self.config.num_dims)
-        return VAEOutput(loss, distortion, rates.sum(1), logits, latents)
+        return VAEOutput(loss, distortion, total, group_rates, outputs, latents)
 
     def encode(
         self, pixel_values: Tensor, sample_posterior: bool | None = None, generator: torch.Generator | None = None
@@ -133,7 +142,7 @@ class VAEModel(ImageAutoencoderModel):
         state = None
         for group, code in enumerate(latents.to(self.dtype).split(self.latent_sizes, 1)):
             state = self.decoder.advance(group, code, state)
-        return self._pixels(self.decoder.finish(state).float())
+        return self._decoded_pixels(self.decoder.finish(state).float())
 
     @torch.no_grad()
     def sample(
@@ -222,8 +231,9 @@ class VAEModel(ImageAutoencoderModel):
     ) -> Tensor:
         """`log p(x, z) - log q(z|x)` of `count` posterior samples of each image. [B, count]."""
         features = [feature.repeat_interleave(count, 0) for feature in features]
-        posterior, latents, logits = self._infer_features(features, True, generator)
-        distortion = -self._pixels(logits).log_prob(pixel_values.repeat_interleave(count, 0))
+        pixel_values = pixel_values.repeat_interleave(count, 0)
+        posterior, latents, decoded = self._infer_features(features, True, generator)
+        distortion = -self._pixels(self._outputs(decoded, pixel_values)).log_prob(pixel_values)
         log_weights = standard_normal_log_prob(latents) - posterior.log_prob(latents) - distortion
         return log_weights.unflatten(0, (-1, count))
 
@@ -237,8 +247,16 @@ class VAEModel(ImageAutoencoderModel):
                 return one_hot @ pixels.logits.log_softmax(1).flatten(1).T
         return torch.stack([pixels.log_prob(image.expand(len(latents), -1, -1, -1)) for image in pixel_values])
 
+    def _decoded_pixels(self, decoded: Tensor) -> Pixels:
+        """The distribution of the pixels from what the decoder gives [B, decoder_outputs, C, H, W]."""
+        return self._pixels(decoded)
+
+    def _outputs(self, decoded: Tensor, pixel_values: Tensor) -> Tensor:
+        """Outputs for each pixel, from what the decoder gives. [B, outputs_per_dim, C, H, W]."""
+        return decoded
+
     def _pixels(self, outputs: Tensor) -> Pixels:
-        """The distribution of the pixels from outputs of the decoder [B, outputs_per_dim, C, H, W]."""
+        """The distribution of the pixels from outputs for each [B, outputs_per_dim, C, H, W]."""
         if self.config.pixel_likelihood == "categorical":
             return CategoricalPixels(outputs)
         return LogisticMixturePixels(outputs, self.config.num_levels)
@@ -256,7 +274,7 @@ class VAEModel(ImageAutoencoderModel):
     def _infer_features(
         self, features: list[Tensor], sample_posterior: bool, generator: torch.Generator | None
     ) -> tuple[DiagonalGaussian, Tensor, Tensor]:
-        """Posterior over all latents, the latents taken from it [B, L], and logits [B, num_levels, C, H, W]."""
+        """Posterior over all latents, the latents taken from it [B, L], and what the decoder makes of them."""
         state, posteriors, codes = None, [], []
         for group, feature in enumerate(features):
             mean, log_std = self.encoder.posterior(group, feature, state).float().chunk(2, 1)

@@ -128,7 +128,9 @@ class LatentGenPipeline(DiffusionPipeline):
         if images is None and rows is not None:
             raise ValueError(f"rows must be None without images to complete, got {rows}")
         if images is not None and not self.model.can_complete:
-            raise ValueError(f"images can be completed by a transformer of pixels only, got a {self.model.kind}")
+            raise ValueError(
+                f"images can be completed by a model that draws pixel by pixel only, got a {self.model.kind}"
+            )
         options = {"generator": generator, "output": output}
         if self.has_temperature:
             options["temperature"] = temperature

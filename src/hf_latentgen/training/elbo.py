@@ -10,8 +10,9 @@ class ELBOTrainer(LatentTrainer):
     """Trains a model whose output has a `distortion` and a `rate` per image by its evidence lower bound.
 
     The weight of the rate grows linearly over `kl_warmup_steps`. Evaluation always takes posterior samples from a
-    seeded generator and the full weight. Logged beside `loss`: `distortion` and `rate` in nats, `bits_per_dim` (both
-    parts with weight 1: the negative ELBO) and `beta`, for train, and with the prefix `eval_` for evaluation.
+    seeded generator and the full weight. Logged beside `loss`: `distortion` and `rate` in nats, of several groups of
+    latents also `rate_of_group_1` and so on, `bits_per_dim` (both parts with weight 1: the negative ELBO) and `beta`,
+    for train, and with the prefix `eval_` for evaluation.
     """
 
     @property
@@ -28,16 +29,25 @@ class ELBOTrainer(LatentTrainer):
         outputs = model(**inputs, beta=beta, sample_posterior=True)
         distortion, rate = outputs.distortion.mean(), outputs.rate.mean()
         bits_per_dim = nats_to_bits_per_dim(distortion + rate, self.model.config.num_dims)
-        self.record(distortion=distortion, rate=rate, bits_per_dim=bits_per_dim, beta=beta)
+        parts = {"distortion": distortion, "rate": rate, **rates_of_groups(outputs.group_rates)}
+        self.record(**parts, bits_per_dim=bits_per_dim, beta=beta)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def evaluate_batch(self, model, inputs):
         """The loss, and the distortion and rate of each image in nats, for one batch of an evaluation."""
         outputs = model(**inputs, sample_posterior=True, generator=self._evaluation_generator)
-        return outputs.loss, (outputs.distortion, outputs.rate)
+        return outputs.loss, (outputs.distortion, outputs.rate, outputs.group_rates)
 
     def metrics(self, parts) -> dict[str, float]:
         """Mean distortion and rate in nats, their sum in bits per dimension, and the full weight of the rate."""
-        distortion, rate = (part.astype("float64").mean() for part in parts)
+        distortion, rate = (part.astype("float64").mean() for part in parts[:2])
         bits_per_dim = nats_to_bits_per_dim(distortion + rate, self.model.config.num_dims)
-        return {"distortion": distortion, "rate": rate, "bits_per_dim": bits_per_dim, "beta": self.model.config.beta}
+        scores = {"distortion": distortion, "rate": rate, **rates_of_groups(parts[2])}
+        return scores | {"bits_per_dim": bits_per_dim, "beta": self.model.config.beta}
+
+
+def rates_of_groups(group_rates) -> dict:
+    """Mean rate of each group of latents in nats, coarse to fine, where there are several. Shape: [B, G]."""
+    if group_rates.shape[1] == 1:
+        return {}
+    return {f"rate_of_group_{number}": rate for number, rate in enumerate(group_rates.mean(0), 1)}

@@ -1,0 +1,61 @@
+"""Variational lossy autoencoders: the measurements and pictures of a VAE, and what the code and the pixels share."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from hf_latentgen.evaluation.likelihood import shares_of_latents
+from hf_latentgen.evaluation.pictures import image_grid
+from hf_latentgen.evaluation.results import Results
+from hf_latentgen.evaluation.samples import completions, same_code_samples
+from hf_latentgen.families import vae
+from hf_latentgen.families.family import Data, Family, Measured, Options
+from hf_latentgen.families.inputs import image_data, image_parts
+from hf_latentgen.hub.loading import Checkpoint
+from hf_latentgen.models.hub import IMAGE_TASK
+from hf_latentgen.training.elbo import ELBOTrainer
+
+# Drawings of one code, beside the image.
+NUM_DRAWN = 5
+
+
+def measure(checkpoint: Checkpoint, data: Data, options: Options) -> Measured:
+    """The scores of a VAE, the rate of each group of latents, and what the decoder knows without the image's code."""
+    measured = vae.measure(checkpoint, data, options)
+    measured.diagnostics.update(shares_of_latents(checkpoint.model, data.test.levels, options.batch_size, options.seed))
+    return measured
+
+
+def draw(checkpoint: Checkpoint, data: Data, results: Results, seed: int) -> dict[str, Image.Image]:
+    """The pictures of a VAE, completions, and images beside several drawings of their code: all of it, then a part."""
+    model = checkpoint.model
+    pictures = vae.draw(checkpoint, data, results, seed)
+    num_levels, generator = model.config.num_levels, torch.Generator().manual_seed(seed)
+    for groups in range(1, 1 + len(model.latent_sizes)):
+        drawn = same_code_samples(model, data.test, NUM_DRAWN, groups, generator)
+        name = "same_code" if groups == len(model.latent_sizes) else f"same_code_groups_{groups}"
+        pictures[name] = image_grid(drawn, num_levels, columns=1 + NUM_DRAWN)
+    pictures["completions"] = image_grid(completions(model, data.test, seed), num_levels)
+    return pictures
+
+
+VLAE = Family(
+    model_type="latentgen_vlae",
+    title="Variational lossy autoencoders",
+    classes={"VLAEModel": IMAGE_TASK},
+    trainer=ELBOTrainer,
+    make_parts=image_parts,
+    load_data=image_data,
+    measure=measure,
+    verify=vae.verify,
+    draw=draw,
+    columns=vae.columns,
+    template=Path(__file__).with_name("vlae.md.jinja"),
+    options=("num_importance_samples", "compile"),
+    tags=("variational-autoencoder", "variational-lossy-autoencoder", "autoregressive", "image-generation"),
+    captions={
+        "same_code.png": "Test images, and five drawings of the code of each: what differs is not in the code",
+        "completions.png": "Test images, and seven ways to go on from the upper half of each",
+    },
+)

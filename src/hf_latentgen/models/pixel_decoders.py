@@ -1,0 +1,176 @@
+# Copyright 2026 The hf-latentgen authors. Apache-2.0.
+"""Decoders that read, besides the latents, the image itself: the pixels just before each, in raster order.
+
+A decoder is made of layers. In each a pixel reads those before it, at most `decoder_radius` rows above and columns to a
+side, then a pointwise network follows. What is read is the image and never the states of other pixels, so that no
+layer sees further than the first.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from .configuration_vlae import VLAEConfig
+from .local_attention import local_attention
+from .networks import Block, ZeroConv2d
+
+
+class MaskedConvolution(nn.Module):
+    """A weighted sum of the pixels before each one, those of the neighbourhood.
+
+    Source: van den Oord et al. (2016), Pixel Recurrent Neural Networks, mask A.
+    """
+
+    def __init__(self, config: VLAEConfig):
+        super().__init__()
+        channels, radius = config.decoder_channels, config.decoder_radius
+        self.radius = radius
+        # The rows above the pixel, and its own up to the pixel before it.
+        self.above = nn.Conv2d(channels, channels, (radius, 2 * radius + 1))
+        self.left = nn.Conv2d(channels, channels, (1, radius), bias=False)
+
+    def forward(self, hidden_states: Tensor, pixels: Tensor) -> Tensor:
+        """What each pixel reads. Shape: [B, channels, H, W] twice -> [B, channels, H, W]."""
+        radius, (height, width) = self.radius, pixels.shape[2:]
+        padded = F.pad(pixels, (radius, radius, radius, 0))
+        above = self.above(padded[:, :, : height + radius - 1])
+        return above + self.left(padded[:, :, radius:, : width + radius - 1])
+
+
+class NeighborhoodAttention(nn.Module):
+    """Attention to the pixels before each one, those of the neighbourhood, and to nothing where none is to be read.
+
+    Source: Hassani et al. (2023), Neighborhood Attention Transformer, here causal and with a learned place embedding.
+    """
+
+    def __init__(self, config: VLAEConfig):
+        super().__init__()
+        self.heads, self.radius = config.decoder_heads, config.decoder_radius
+        # Where the pixels before stand among all of the rows' pixels.
+        radius = self.radius
+        self.seen = [(radius - up) * (2 * radius + 1) + radius + right for up, right in config.neighbors]
+        channels = config.decoder_channels
+        self.query = nn.Conv2d(channels, channels, 1)
+        self.key_value = nn.Conv2d(channels, 2 * channels, 1)
+        self.places = nn.Parameter(torch.zeros(self.heads, channels // self.heads, len(self.seen)))
+        self.output = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, hidden_states: Tensor, pixels: Tensor) -> Tensor:
+        """What each pixel reads. Shape: [B, channels, H, W] twice -> [B, channels, H, W]."""
+        height, width = pixels.shape[2:]
+        key, value = (self._neighbors(part) for part in self.key_value(pixels).chunk(2, 1))
+        inside = self._neighbors(pixels.new_ones(1, self.heads, height, width))  # [1, heads, 1, places, H * W]
+        query = self.query(hidden_states).flatten(2).unflatten(1, (self.heads, -1))  # [B, heads, D, H * W]
+        keys = key + self.places.unsqueeze(-1)
+        scores = (query.unsqueeze(3) * keys).sum(2) * query.shape[2] ** -0.5  # [B, heads, places, H * W]
+        # One more place, which reads nothing: the first pixel has no other.
+        scores = F.pad(scores.masked_fill(inside[:, :, 0] == 0, -torch.inf), (0, 0, 0, 1))
+        weights = scores.softmax(2)[:, :, :-1]
+        read = (weights.unsqueeze(2) * value).sum(3)
+        return self.output(read.flatten(1, 2).unflatten(2, (height, width)))
+
+    def _neighbors(self, states: Tensor) -> Tensor:
+        """States of the neighbours of each pixel, zeros outside. [B, heads, D, places, H * W]."""
+        radius = self.radius
+        padded = F.pad(states, (radius, radius, radius, 0))
+        shape = (radius + 1, 2 * radius + 1)
+        windows = F.unfold(padded, shape).unflatten(1, (self.heads, -1, shape[0] * shape[1]))
+        return windows[:, :, :, self.seen]
+
+
+class RasterAttention(nn.Module):
+    """Attention to the last pixels in raster order, as many as the rows of the neighbourhood hold.
+
+    Source: Parmar et al. (2018), Image Transformer.
+    """
+
+    def __init__(self, config: VLAEConfig):
+        super().__init__()
+        self.heads = config.decoder_heads
+        self.window = config.decoder_radius * config.image_size + config.decoder_radius
+        channels = config.decoder_channels
+        self.query = nn.Conv2d(channels, channels, 1)
+        self.key_value = nn.Conv2d(channels, 2 * channels, 1)
+        self.places = nn.Parameter(torch.zeros(self.heads, self.window))
+        self.output = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, hidden_states: Tensor, pixels: Tensor) -> Tensor:
+        """What each pixel reads. Shape: [B, channels, H, W] twice -> [B, channels, H, W]."""
+        # The key at a pixel is that of the one before it, and of nothing at the first.
+        query = self._sequence(self.query(hidden_states))
+        states = map(self._sequence, self.key_value(pixels).chunk(2, 1))
+        key, value = (F.pad(state[:, :, :-1], (0, 0, 1, 0)) for state in states)
+        read = local_attention(query, key, value, self.window, bias=self.places).mT.flatten(1, 2)
+        return self.output(read.unflatten(2, pixels.shape[2:]))
+
+    def _sequence(self, states: Tensor) -> Tensor:
+        """[B, channels, H, W] -> [B, heads, H * W, D]."""
+        return states.flatten(2).unflatten(1, (self.heads, -1)).mT.contiguous()
+
+
+READERS = {"convolution": MaskedConvolution, "neighborhood": NeighborhoodAttention, "raster": RasterAttention}
+
+
+class PixelLayer(Block):
+    """Adds what each pixel reads of those before it, then a pointwise network, both conditional on the latents."""
+
+    def __init__(self, config: VLAEConfig):
+        super().__init__()
+        channels = config.decoder_channels
+        self.read = READERS[config.pixel_decoder](config)
+        self.first = nn.Conv2d(2 * channels, 2 * channels, 1)
+        self.last = ZeroConv2d(2 * channels, channels, 1)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: Tensor, features: Tensor, pixels: Tensor) -> Tensor:
+        """Shape: [B, channels, H, W] each."""
+        hidden_states = hidden_states + self.read(hidden_states, pixels)
+        inputs = self.activation(torch.cat([hidden_states, features], 1))
+        return hidden_states + self.last(self.activation(self.first(inputs)))
+
+
+class PixelDecoder(nn.Module):
+    """From the features of the latents and the image, the outputs of every pixel given those before it."""
+
+    def __init__(self, config: VLAEConfig):
+        super().__init__()
+        channels = config.decoder_channels
+        self.radius, self.num_channels = config.decoder_radius, config.num_channels
+        self.last_level = config.num_levels - 1
+        self.is_raster = config.pixel_decoder == "raster"
+        # A function of the value of a pixel that need not be linear.
+        self.embed = nn.Sequential(
+            nn.Conv2d(config.num_channels, channels, 1),
+            ACT2FN[config.hidden_act],
+            nn.Conv2d(channels, channels, 1),
+        )
+        self.layers = nn.ModuleList(PixelLayer(config) for _ in range(config.decoder_layers if self.radius else 0))
+        self.activation = ACT2FN[config.hidden_act]
+        self.head = nn.Conv2d(channels, config.outputs_per_dim * config.num_channels, 1)
+
+    def forward(self, levels: Tensor, features: Tensor) -> Tensor:
+        """The outputs of every pixel and channel. [B, outputs_per_dim, C, H, W].
+
+        Shape: `levels` [B, C, H, W], `features` [B, decoder_channels, H, W].
+        """
+        hidden_states = features
+        if self.radius:
+            # Scaled to [-1, 1], as the encoder reads them.
+            pixels = self.embed((levels * (2 / self.last_level) - 1).to(features.dtype))
+            for layer in self.layers:
+                hidden_states = layer(hidden_states, features, pixels)
+        return self.head(self.activation(hidden_states)).unflatten(1, (-1, self.num_channels))
+
+    def at(self, levels: Tensor, features: Tensor, row: int, column: int) -> Tensor:
+        """The outputs of one pixel. [B, outputs_per_dim, C, 1, 1]. Shapes as in `forward`.
+
+        Only what the pixel can see is computed.
+        """
+        top = max(row - self.radius, 0)
+        left, right = max(column - self.radius, 0), column + self.radius + 1
+        if self.is_raster:
+            # Of the rows that the window touches everything.
+            top, left, right = max(top - 1, 0), 0, levels.shape[3]
+        part = (..., slice(top, row + 1), slice(left, right))
+        return self(levels[part], features[part])[..., row - top : row - top + 1, column - left : column - left + 1]

@@ -1,0 +1,247 @@
+"""The VLAE: how far the pixel decoder sees, that drawing and scoring agree, and what latents and pixels share."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from hf_latentgen import VAEConfig, VAEModel, VLAEConfig, VLAEModel
+from modeling_common import CommonModelTests, perturb
+
+TINY = {
+    "image_size": 7,
+    "num_levels": 4,
+    "latent_dim": 3,
+    "hidden_channels": (6, 8),
+    "ladder_channels": (2,),
+    "decoder_channels": 12,
+    "decoder_heads": 2,
+    "decoder_radius": 2,
+}
+DECODERS = {
+    "convolution": {},
+    "neighborhood": {"pixel_decoder": "neighborhood"},
+    "raster": {"pixel_decoder": "raster"},
+    "colour": {"num_channels": 3, "num_levels": 16, "pixel_likelihood": "logistic_mixture", "num_mixtures": 2},
+}
+
+
+def make(name="convolution", **fields):
+    torch.manual_seed(0)
+    model = VLAEModel(VLAEConfig(**(TINY | DECODERS[name] | fields)))
+    perturb(model)
+    return model.eval()
+
+
+def random_levels(config, number):
+    return torch.randint(config.num_levels, (number, config.num_channels, config.image_size, config.image_size))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(params=DECODERS)
+def model(request):
+    return make(request.param)
+
+
+class TestCommonBehaviours(CommonModelTests):
+    model_class = VLAEModel
+    compiled, others = "convolution", ("neighborhood", "raster", "colour")
+
+    @pytest.fixture(params=DECODERS)
+    def config(self, request):
+        return VLAEConfig(**(TINY | DECODERS[request.param]))
+
+    def make_inputs(self, config, batch_size):
+        return {"pixel_values": random_levels(config, batch_size)}
+
+
+@torch.no_grad()
+def test_drawing_pixel_by_pixel_asks_for_the_probabilities_that_are_scored(model):
+    levels = random_levels(model.config, 3)
+    pixels = model.decode(torch.randn(3, model.num_latents))
+    found = torch.zeros(levels.shape)
+    for place, logits in pixels.parts(levels):
+        found[place] = logits.log_softmax(1).gather(1, levels[place].unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(found, pixels.log_probs(levels), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["convolution", "neighborhood"])
+@pytest.mark.parametrize("radius", [1, 2, 3])
+def test_a_pixel_sees_those_before_it_within_the_radius_and_no_other(kind, radius):
+    model = make(kind, decoder_radius=radius)
+    levels = random_levels(model.config, 1)
+    pixels = model.decode(torch.randn(1, model.num_latents))
+    before = pixels.log_probs(levels)
+    row, column = 3, 3
+    for other_row, other_column in itertools.product(range(7), repeat=2):
+        changed = levels.clone()
+        changed[..., other_row, other_column] = (changed[..., other_row, other_column] + 1) % 4
+        is_seen = (pixels.log_probs(changed)[..., row, column] != before[..., row, column]).any().item()
+        is_before = (other_row, other_column) < (row, column)
+        is_near = row - other_row <= radius and abs(column - other_column) <= radius
+        is_itself = (other_row, other_column) == (row, column)
+        assert is_seen == (is_itself or (is_before and is_near))
+
+
+@torch.no_grad()
+def test_a_raster_window_holds_the_rows_of_the_radius():
+    model = make("raster", decoder_radius=1)
+    levels = random_levels(model.config, 1)
+    pixels = model.decode(torch.randn(1, model.num_latents))
+    before = pixels.log_probs(levels).flatten()
+    for other in range(49):
+        changed = levels.flatten().clone()
+        changed[other] = (changed[other] + 1) % 4
+        is_other = pixels.log_probs(changed.view_as(levels)).flatten() != before
+        assert is_other.nonzero().flatten().tolist() == list(range(other, min(other + 9, 49)))
+
+
+@torch.no_grad()
+def test_radius_zero_is_a_vae():
+    model = make(decoder_radius=0)
+    levels = random_levels(model.config, 4)
+    pixels = model.decode(model(levels).latents)
+    # A change anywhere leaves the probabilities of all other pixels as they are.
+    changed = levels.clone()
+    changed[..., 0, 0] = (changed[..., 0, 0] + 1) % 4
+    is_same = pixels.log_probs(changed) == pixels.log_probs(levels)
+    assert is_same.flatten(1)[:, 1:].all()
+    assert not is_same[..., 0, 0].all()
+
+
+@torch.no_grad()
+def test_likelihoods_of_all_images_given_latents_sum_to_one():
+    model = make(image_size=3, num_levels=2, hidden_channels=(4,), ladder_channels=(), decoder_radius=1)
+    images = torch.tensor(list(itertools.product(range(2), repeat=9))).view(-1, 1, 3, 3)
+    pixels = model.decode(torch.randn(1, 3).expand(len(images), -1))
+    assert pixels.log_prob(images).exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+@torch.no_grad()
+def test_samples_given_latents_follow_their_likelihood():
+    model = make(image_size=2, num_levels=2, hidden_channels=(4,), ladder_channels=(), decoder_radius=1)
+    images = torch.tensor(list(itertools.product(range(2), repeat=4))).view(-1, 1, 2, 2)
+    latents = torch.randn(1, 3)
+    expected = model.decode(latents.expand(16, -1)).log_prob(images).exp()
+    count = 10_000
+    drawn = model.decode(latents.expand(count, -1)).sample(seeded())
+    numbers = (drawn.flatten(1) * torch.tensor([8, 4, 2, 1])).sum(1)
+    frequencies = torch.bincount(numbers, minlength=16) / count
+    torch.testing.assert_close(frequencies, expected, atol=4 * 0.5 / count**0.5, rtol=0)
+
+
+@torch.no_grad()
+def test_importance_weights_reach_the_evidence_of_a_small_model():
+    # One latent dimension: the evidence is a sum over a fine grid.
+    model = make(latent_dim=1, ladder_channels=())
+    levels = random_levels(model.config, 2)
+    grid = torch.linspace(-8, 8, 4001)
+    log_prior = -0.5 * (grid**2 + math.log(2 * math.pi))
+    step = math.log(16 / 4000)
+    for image in levels:
+        log_probs = model.decode(grid.unsqueeze(1)).log_prob(image.expand(4001, -1, -1, -1))
+        evidence = (log_probs + log_prior).logsumexp(0) + step
+        bound = model(image.unsqueeze(0), sample_posterior=True, generator=seeded())
+        estimate = model.log_likelihood(image.unsqueeze(0), 4000, generator=seeded())
+        assert estimate.item() == pytest.approx(evidence.item(), abs=0.3)
+        assert -(bound.distortion + bound.rate).item() < evidence.item() + 1
+
+
+@torch.no_grad()
+def test_rows_that_are_given_stay_and_the_others_are_drawn(model):
+    levels = random_levels(model.config, 2)
+    steps = list(model.complete_by_row(levels, 4, seeded()))
+    assert len(steps) == 1 + 3
+    assert all(torch.equal(step[:, :, :4], levels[:, :, :4]) for step in steps)
+    assert torch.equal(steps[-1], model.complete(levels, 4, seeded()))
+    assert not torch.equal(steps[-1], model.complete(levels, 4, seeded(1)))
+    # Nothing is read below the given rows.
+    hidden = levels.clone()
+    hidden[:, :, 4:] = 0
+    assert torch.equal(model.complete(hidden, 4, seeded()), steps[-1])
+    assert torch.equal(model.complete(levels, 7, seeded()), levels)
+
+
+@torch.no_grad()
+def test_drawing_all_rows_is_sampling(model):
+    drawn = model.complete(model.blank(2), 0, seeded())
+    assert torch.equal(drawn, model.sample(2, seeded()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("output", ["sample", "mode", "mean"])
+def test_images_are_made_in_every_way(model, output):
+    levels = random_levels(model.config, 2)
+    last = model.config.num_levels - 1
+    for images in (
+        model.sample(2, seeded(), output),
+        model.reconstruct(levels, output, seeded()),
+        model.interpolate(levels[:1], levels[1:], 2, output)[0],
+        model.complete(levels, 3, seeded(), output),
+    ):
+        assert images.shape == levels.shape
+        assert images.is_floating_point() == (output == "mean")
+        assert images.min() >= 0
+        assert images.max() <= last
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [((8,), "rows"), ((3, None, "median"), "output"), ((3, None, "sample", 0), "temperature"), ((3, 0), "generator")],
+)
+def test_a_completion_out_of_range_is_refused(arguments, field):
+    model = make()
+    with pytest.raises(ValueError, match=f"{field} must be"):
+        model.complete(random_levels(model.config, 1), *arguments)
+
+
+def test_classes_are_refused():
+    model = make()
+    with pytest.raises(ValueError, match="labels must be None"):
+        model.complete(random_levels(model.config, 1), 3, labels=torch.tensor([1]))
+
+
+@pytest.mark.parametrize("scope", ["dimension", "group", "total"])
+@pytest.mark.parametrize("model_class", [VAEModel, VLAEModel])
+def test_free_bits_count_where_they_are_asked_for(model_class, scope):
+    fields = {"image_size": 7, "hidden_channels": (6, 8), "ladder_channels": (2,), "architecture": "resnet"}
+    config = {VAEModel: VAEConfig, VLAEModel: VLAEConfig}[model_class](**fields, free_bits=2.0, free_bits_of=scope)
+    model = model_class(config).eval()
+    perturb(model)
+    levels = random_levels(config, 5)
+    output, rates = model(levels), model.encode(levels).kl_to_standard_normal()
+    parts = {"dimension": rates, "group": output.group_rates, "total": output.rate.unsqueeze(1)}[scope]
+    expected = output.distortion + parts.clamp(min=2).sum(1)
+    torch.testing.assert_close(output.loss, expected.mean() / (49 * math.log(2)))
+    assert output.group_rates.shape == (5, 2)
+    torch.testing.assert_close(output.group_rates.sum(1), output.rate)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"decoder_radius": -1}, "decoder_radius"),
+        ({"decoder_radius": 28}, "decoder_radius"),
+        ({"pixel_decoder": "recurrent"}, "pixel_decoder"),
+        ({"decoder_channels": 50}, "decoder_channels"),
+        ({"decoder_heads": 0}, "decoder_heads"),
+        ({"decoder_layers": 0}, "decoder_layers"),
+        ({"free_bits": -1}, "free_bits"),
+        ({"free_bits_of": "pixel"}, "free_bits_of"),
+    ],
+)
+def test_fields_out_of_range_are_refused(fields, field):
+    with pytest.raises(Exception, match=field):
+        VLAEConfig(**fields)
+
+
+@torch.no_grad()
+def test_an_untrained_model_needs_about_the_bits_of_uniform_levels():
+    torch.manual_seed(0)
+    model = VLAEModel(VLAEConfig()).eval()
+    assert model.bits_per_dim(random_levels(model.config, 4), seeded()).mean().item() == pytest.approx(4, abs=0.2)
