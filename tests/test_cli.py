@@ -277,6 +277,7 @@ def test_options_of_another_family_are_refused(refused, repository, option):
     [
         ("evaluate aae_mnist --draws aae_mnist_semi_100", "draws must be an image classifier, got aae_mnist"),
         ("evaluate aae_digits --classifier aae_mnist_all_labels", "classifier must read images of size 8"),
+        ("evaluate local_shakespeare --batch-size 4", "batch_size is of no use for local-attention transformers over"),
         ("evaluate vae_digit --data digits", "the nearest row is vae_digits"),
         ("train small.yaml --revision main", "revision is of no use without --from, got 'main'"),
     ],
