@@ -277,7 +277,6 @@ def test_options_of_another_family_are_refused(refused, repository, option):
     [
         ("evaluate aae_mnist --draws aae_mnist_semi_100", "draws must be an image classifier, got aae_mnist"),
         ("evaluate aae_digits --classifier aae_mnist_all_labels", "classifier must read images of size 8"),
-        ("evaluate local_shakespeare --batch-size 4", "batch_size is of no use for local-attention transformers over"),
         ("evaluate vae_digit --data digits", "the nearest row is vae_digits"),
         ("train small.yaml --revision main", "revision is of no use without --from, got 'main'"),
     ],
@@ -367,7 +366,7 @@ def test_scores_are_those_of_the_model(command, vae, images):
     assert [entry["bits per dimension"] for entry in scores] == pytest.approx(expected.tolist(), rel=1e-5)
 
 
-def test_texts_are_scored_in_bits_per_byte(command, here):
+def test_texts_are_scored_in_bits_per_byte(command, refused, here):
     torch.manual_seed(0)
     fields = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     LocalTransformerForCausalLM(LocalTransformerConfig(**fields, window=8)).save_pretrained(here / "model")
@@ -377,6 +376,9 @@ def test_texts_are_scored_in_bits_per_byte(command, here):
     assert only["file"] == "play.txt"
     assert only["bits per byte"] == pytest.approx(8, abs=1)
     assert "cannot" not in command("score play.txt --model model")
+    # Texts are not scored in batches.
+    line = refused("evaluate model --data . --batch-size 4")
+    assert "batch_size is of no use for local-attention transformers over bytes" in line
 
 
 @pytest.mark.parametrize(
