@@ -366,7 +366,7 @@ def test_scores_are_those_of_the_model(command, vae, images):
     assert [entry["bits per dimension"] for entry in scores] == pytest.approx(expected.tolist(), rel=1e-5)
 
 
-def test_texts_are_scored_in_bits_per_byte(command, here):
+def test_texts_are_scored_in_bits_per_byte(command, refused, here):
     torch.manual_seed(0)
     fields = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     LocalTransformerForCausalLM(LocalTransformerConfig(**fields, window=8)).save_pretrained(here / "model")
@@ -376,6 +376,9 @@ def test_texts_are_scored_in_bits_per_byte(command, here):
     assert only["file"] == "play.txt"
     assert only["bits per byte"] == pytest.approx(8, abs=1)
     assert "cannot" not in command("score play.txt --model model")
+    # Texts are not scored in batches.
+    line = refused("evaluate model --data . --batch-size 4")
+    assert "batch_size is of no use for local-attention transformers over bytes" in line
 
 
 @pytest.mark.parametrize(

@@ -39,12 +39,14 @@ def test_strings_of_a_stream_are_no_labels(strings, processor):
 
 
 UNUSABLE = [
-    (["cat", None, "dog"], Value("string"), "got strings"),
+    (["cat", None, "dog"], Value("string"), "got strings, and 1 rows without one"),
     ([0.0, 1.0, 2.5], Value("float32"), "got Value('float32')"),
     ([[0], [1, 2], []], List(Value("int64")), "got List(Value('int64'))"),
     ([None, None, None], Value("null"), "got Value('null')"),
     ([0, None, 1], Value("int64"), "got 1 rows without a number"),
     ([0, None, None], ClassLabel(names=["a", "b"]), "got 2 rows without a number"),
+    ([-1, None, -1], ClassLabel(names=["a", "b"]), "got 3 rows without a number"),
+    ([-1, -1, -1], Value("int32"), "got 3 rows without a number"),
 ]
 
 
@@ -74,9 +76,10 @@ def test_labels_that_cannot_be_used_are_refused_by_name_where_they_are_needed(
         assert f"the column 'label' must hold class numbers, {problem}" in str(raised.value)
 
 
-def test_a_missing_number_in_a_stream_is_refused_with_its_row(random_images, processor):
-    stream = labelled(random_images, [0, None, 1], Value("int64")).to_iterable_dataset()
-    with pytest.raises(ValueError, match="the column 'label' must hold class numbers, got None for row 1\\."):
+@pytest.mark.parametrize("missing", [None, -1])
+def test_a_missing_number_in_a_stream_is_refused_with_its_row(random_images, processor, missing):
+    stream = labelled(random_images, [0, missing, 1], Value("int64")).to_iterable_dataset()
+    with pytest.raises(ValueError, match=f"the column 'label' must hold class numbers, got {missing} for row 1\\."):
         list(stream_levels(stream, processor, with_labels=True))
 
 
@@ -84,6 +87,7 @@ def test_a_missing_number_in_a_stream_is_refused_with_its_row(random_images, pro
     ("labels", "feature", "names"),
     [
         ([2, 0, 1], Value("int32"), None),
+        ([2, 0, 1], Value("uint64"), None),
         ([True, False, True], Value("bool"), None),
         ([1, 0, 1], ClassLabel(names=["cat", "dog"]), ["cat", "dog"]),
     ],

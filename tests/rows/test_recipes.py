@@ -281,12 +281,26 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path):
         ("training.ema_decay=1.5", "ema_decay must be in"),
         ("dataset.name=nothing", "name_or_path must be digits"),
         ("dataset.name=mnist", "mnist was looked for as train-images-idx3-ubyte"),
+        ("training.learning_rate=-0.1", "learning_rate must be at least 0, got -0.1"),
+        # These show when a training begins.
+        ("training.adam_beta1=2.0", "Invalid beta parameter at index 0: 2.0"),
+        (
+            "training.per_device_train_batch_size=2000 training.dataloader_drop_last=true",
+            "per_device_train_batch_size must be at most 1297",
+        ),
     ],
 )
 def test_bad_values_leave_nothing_behind(tiny, tmp_path, override, complaint):
     with pytest.raises((ValueError, FileNotFoundError, StrictDataclassError), match=complaint):
-        train_recipe(load_recipe(tiny, [override]), tmp_path / "run")
+        train_recipe(load_recipe(tiny, override.split()), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_was_there_stays(tiny, tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match="Invalid beta parameter"):
+        train_recipe(load_recipe(tiny, ["training.adam_beta1=2.0"]), tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_run_record(tiny, tmp_path):

@@ -8,9 +8,10 @@ import types
 
 import pytest
 import torch
+import transformers.trainer
 from datasets import Dataset
 from transformers import ProgressCallback, TrainingArguments
-from transformers.trainer_utils import HPSearchBackend
+from transformers.trainer_utils import BestRun, HPSearchBackend
 
 from hf_latentgen import (
     AAEConfig,
@@ -30,8 +31,9 @@ from hf_latentgen import (
     VAEModel,
 )
 from hf_latentgen.models.modeling_latent_denoiser import LatentDenoiser
+from hf_latentgen.training import adversarial
 from hf_latentgen.training.latent_prior import PriorTrainer, encoded
-from training_common import AtStep, assert_equal_weights, weights_of
+from training_common import AtStep, assert_equal_weights, fill, weights_of
 
 IMAGES = {"image_size": 8, "num_levels": 16}
 AUTOENCODER = IMAGES | {"architecture": "mlp", "latent_dim": 2, "hidden_channels": [8]}
@@ -100,6 +102,85 @@ def test_a_model_can_be_made_for_each_training(make_family, family, monkeypatch)
     assert trainer.args.learning_rate == 0.1
     assert trainer._average.decay == 0.9
     assert any(not torch.equal(weight, first[name]) for name, weight in weights_of(trainer.model).items())
+
+
+class Search:
+    """A search over given settings, which runs its trials as that of optuna does."""
+
+    def __init__(self, trials):
+        self.trials = trials
+
+    def ensure_available(self):
+        pass
+
+    def run(self, trainer, n_trials, direction):
+        found = []
+        for number, settings in enumerate(self.trials[:n_trials]):
+            trainer.objective = None
+            trainer.train(trial=types.SimpleNamespace(number=number, params=settings))
+            if trainer.objective is None:
+                trainer.objective = trainer.compute_objective(trainer.evaluate())
+            trainer.model = trainer.model_wrapped = None
+            found.append(BestRun(str(number), trainer.objective, settings))
+        assert direction == "minimize"
+        return min(found, key=lambda run: run.objective)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_search_finds_the_best_score(make_family, family, monkeypatch):
+    trials = [
+        {"learning_rate": 1e-4, "per_device_train_batch_size": 16, "ema_decay": 0.0},
+        {"learning_rate": 3e-2, "per_device_train_batch_size": 8, "ema_decay": 0.5},
+    ]
+    monkeypatch.setitem(sys.modules, "optuna", types.ModuleType("optuna"))
+    search = functools.partial(Search, trials)
+    monkeypatch.setitem(transformers.trainer.ALL_HYPERPARAMETER_SEARCH_BACKENDS, HPSearchBackend.OPTUNA, search)
+    monkeypatch.setattr("transformers.integrations.hp_params", vars)
+    options = {"max_steps": 4, "model_init": MODELS[family], "eval_strategy": "epoch"}
+    trainer = make_family(family, **options)
+    best = trainer.hyperparameter_search(lambda trial: trial.params, n_trials=2, backend="optuna", hp_name=str)
+    scores = []
+    for settings in trials:
+        alone = make_family(family, **options | settings)
+        alone.train()
+        scores.append(alone.evaluate()[f"eval_{alone.score}"])
+    assert best.objective == min(scores)
+    assert best.hyperparameters == trials[scores.index(min(scores))]
+
+
+def test_a_search_may_have_an_objective_of_its_own(make_family, monkeypatch):
+    trials = [{"kl_warmup_steps": 0}, {"kl_warmup_steps": 3}]
+    backend = {HPSearchBackend.OPTUNA: functools.partial(Search, trials)}
+    monkeypatch.setattr(transformers.trainer, "ALL_HYPERPARAMETER_SEARCH_BACKENDS", backend)
+    trainer = make_family("vae", model_init=MODELS["vae"], max_steps=1)
+    monkeypatch.setattr("transformers.integrations.hp_params", vars)
+    objective = {"compute_objective": lambda _: -trainer.args.kl_warmup_steps}
+    best = trainer.hyperparameter_search(lambda trial: trial.params, n_trials=2, backend="optuna", **objective)
+    assert best.hyperparameters == {"kl_warmup_steps": 3}
+
+
+def test_a_diverged_trial_names_its_own_checkpoint(make_family, monkeypatch):
+    spoil = AtStep(lambda model: fill(model, math.nan), before=3)
+    options = {"model_init": MODELS["vae"], "save_strategy": "steps", "save_steps": 1, "callbacks": [spoil]}
+    trainer = make_family("vae", **options)
+    monkeypatch.setattr("transformers.integrations.hp_params", vars)
+    trainer.hp_search_backend, trainer.hp_space = HPSearchBackend.OPTUNA, lambda trial: trial.params
+    with pytest.raises(FloatingPointError, match=r"at step 3;.*run/run-7/checkpoint-2$"):
+        trainer.train(trial=types.SimpleNamespace(number=7, params={}))
+
+
+def test_a_new_training_begins_a_new_game(make_family, monkeypatch, caplog):
+    monkeypatch.setattr(adversarial, "FIRST_STEPS", 10)
+    trainer = make_family("classifier", learning_rate=0.0, max_steps=3)
+    trainer.train()
+    fill(trainer.model.decoder, 0.0)
+    # In another training, this is a decoder that begins.
+    trainer.train()
+    assert "has collapsed" not in caplog.text
+    monkeypatch.setattr(adversarial, "FIRST_STEPS", 1)
+    for count in (1, 2):
+        trainer.train()
+        assert caplog.text.count("has collapsed") == count
 
 
 def test_players_of_a_made_model_are_held_still(make_family):

@@ -10,7 +10,7 @@ from datasets import Dataset, Image, IterableDataset
 from transformers.utils import logging
 
 from hf_latentgen.data.batches import GatheredDataset
-from hf_latentgen.data.labels import usable_labels
+from hf_latentgen.data.labels import NO_LABEL, usable_labels
 from hf_latentgen.data.sources import file_content
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 
@@ -139,7 +139,7 @@ def _reader(
         if with_labels:
             labels = [batch["label"][position] for position in levels]
             for position, label in zip(levels, labels, strict=True):
-                if not isinstance(label, int):
+                if not isinstance(label, int) or label == NO_LABEL:
                     name = _name(batch["image"][position], f"row {indices[position]}{of_split}")
                     raise ValueError(f"the column 'label' must hold class numbers, got {label!r} for {name}.")
             read["labels"] = torch.tensor(labels, dtype=torch.int64)

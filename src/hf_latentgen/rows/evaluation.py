@@ -117,7 +117,9 @@ def check_options(family: Family, options: Options, checkpoint: Checkpoint) -> N
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     for own in fields(Options):
-        if own.default is None and getattr(options, own.name) is not None and own.name not in family.options:
+        # Texts are read one after another, in windows.
+        is_special = own.default is None or (own.name == "batch_size" and checkpoint.model.config.reads_text)
+        if is_special and getattr(options, own.name) != own.default and own.name not in family.options:
             allowed = ", ".join(family.options) or "none"
             raise ValueError(f"{own.name} is of no use for {family.title.lower()}; options of their own: {allowed}")
     # The error of several trainings is that of the checkpoint and of the others.

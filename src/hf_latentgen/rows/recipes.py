@@ -1,15 +1,16 @@
 """Recipes: the YAML files in configs/, one per published row, and the training they describe."""
 
+import contextlib
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from transformers import CONFIG_MAPPING, set_seed
+from transformers import CONFIG_MAPPING, TrainerCallback, set_seed
 from yaml import YAMLError
 
 from hf_latentgen.evaluation.provenance import git_commit, hardware, public_command, versions
@@ -162,18 +163,19 @@ def train_recipe(
     setup = Setup(recipe.model, recipe.dataset, data_dir, arguments.seed, checkpoint, skipped)
     parts = recipe.family.make_parts(setup)
     # Only now, so that a mistake in the recipe leaves no folder behind.
-    _make_writable(output_dir)
-    trainer = recipe.family.trainer(args=arguments, **parts)
-    # Noted before training: the source tree may move on during a long one.
-    commit = git_commit()
-    record = run_record(trainer, recipe, checkpoint, commit)
-    told = ("dataset", "model", "training", "overrides", "train_command", "git_commit", "hardware", "versions")
-    step = int(last_checkpoint.name.split("-")[1]) if resume and last_checkpoint is not None else 0
-    part_records = record_part(output_dir, {"first_step": step, **{key: record[key] for key in told}})
-    trainer.train(resume_from_checkpoint=str(last_checkpoint) if resume else None)
-    trainer.save_model()
+    with _writable(output_dir):
+        trainer = recipe.family.trainer(args=arguments, **parts)
+        # Noted before training: the source tree may move on during a long one.
+        commit = git_commit()
+        record = run_record(trainer, recipe, checkpoint, commit)
+        told = ("dataset", "model", "training", "overrides", "train_command", "git_commit", "hardware", "versions")
+        step = int(last_checkpoint.name.split("-")[1]) if resume and last_checkpoint is not None else 0
+        part = _Part(output_dir, {"first_step": step, **{key: record[key] for key in told}})
+        trainer.add_callback(part)
+        trainer.train(resume_from_checkpoint=str(last_checkpoint) if resume else None)
+        trainer.save_model()
     if trainer.is_world_process_zero():
-        record = run_record(trainer, recipe, checkpoint, commit) | {"parts": part_records}
+        record = run_record(trainer, recipe, checkpoint, commit) | {"parts": part.recorded}
         if skipped is not None:
             # Folders are nobody else's business.
             record["skipped"] = {_inside(name, recipe.dataset["name"]): reason for name, reason in skipped.items()}
@@ -224,8 +226,24 @@ def _check_start(recipe: Recipe, checkpoint: Checkpoint) -> None:
         raise ValueError(f"the model type of {checkpoint.name} must be {expected}, got {checkpoint.model_type!r}")
 
 
-def _make_writable(folder: Path) -> None:
-    """Raise `PermissionError` unless files can be written to `folder`, which is made if it is missing."""
+class _Part(TrainerCallback):
+    """Records a part of a training when it begins: a mistake that shows until then leaves no record."""
+
+    def __init__(self, output_dir: Path, part: dict):
+        self.output_dir, self.part = output_dir, part
+        self.recorded: list[dict] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.recorded = record_part(self.output_dir, self.part)
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Context in which files can be written to `folder`, which is made if it is missing, and removed if it stays empty.
+
+    Raises `PermissionError` unless files can be written.
+    """
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -234,6 +252,13 @@ def _make_writable(folder: Path) -> None:
         probe.unlink(missing_ok=True)
     except OSError as error:
         raise PermissionError(f"the output folder {folder} is not writable: {error}") from error
+    try:
+        yield
+    finally:
+        if is_new:
+            # Fails where there are files.
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def _check_keys(section: str, given: dict, allowed: Iterable[str]) -> None:

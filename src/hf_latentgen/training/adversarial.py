@@ -67,10 +67,14 @@ class AdversarialTrainer(LatentTrainer):
 
     def __init__(self, model: AAEModel | None = None, args: AdversarialTrainingArguments | None = None, **kwargs):
         super().__init__(model, args, **kwargs)
+        self.add_callback(_AdversarialEvents(self))
+        self.begin_game()
+
+    def begin_game(self) -> None:
+        """Forgets how an earlier training went."""
         self._winning_since: int | None = None
         self._had_spread = False
         self._warned: set[str] = set()
-        self.add_callback(_AdversarialEvents(self))
 
     def set_up(self, model: AAEModel) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Prepares a model that will be trained: players without a share in the objective are held still."""
@@ -198,6 +202,9 @@ class _AdversarialEvents(TrainerCallback):
 
     def __init__(self, trainer: AdversarialTrainer):
         self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.begin_game()
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         if (state.global_step + 1) % max(state.logging_steps, 1) == 0:

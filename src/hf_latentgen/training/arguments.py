@@ -59,8 +59,10 @@ class LatentTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         self._check_types()
-        if self.kl_warmup_steps < 0:
-            raise ValueError(f"kl_warmup_steps must be at least 0, got {self.kl_warmup_steps}")
+        for name in ("kl_warmup_steps", "learning_rate", "weight_decay"):
+            # Not a number is not at least 0, either.
+            if not (value := getattr(self, name)) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), 0 meaning no averaging, got {self.ema_decay}")
         if not isinstance(self.sample_epochs, list):

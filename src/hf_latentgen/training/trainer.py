@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, ProgressCallback, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import nested_concat
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy, has_length
+from transformers.trainer_utils import BestRun, EvalLoopOutput, HubStrategy, has_length
 from transformers.utils import logging
 
 from hf_latentgen.data import collate_levels
@@ -143,6 +143,17 @@ class LatentTrainer(Trainer):
         self.set_up(model)
         return model
 
+    def hyperparameter_search(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, hp_space=None, compute_objective=None, *args, **kwargs
+    ) -> BestRun | list[BestRun]:
+        """The best of several trainings, unless told otherwise by the metric that chooses the best checkpoint.
+
+        transformers would add up all metrics. Arguments as there.
+        """
+        name = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
+        objective = compute_objective or (lambda metrics: metrics[name])
+        return super().hyperparameter_search(hp_space, objective, *args, **kwargs)
+
     def _draw_pictures(self, epochs: list[int]) -> None:
         if self.without_pictures:
             raise ValueError(f"sample_epochs must be empty for {self.without_pictures}, got {epochs}")
@@ -247,7 +258,7 @@ class LatentTrainer(Trainer):
         self._share = 1 / self.current_gradient_accumulation_steps
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
-            checkpoint = last_good_checkpoint(Path(str(self.args.output_dir)))
+            checkpoint = last_good_checkpoint(Path(self._get_output_dir(self._trial)))
             raise FloatingPointError(
                 f"the loss became {loss.item()} at step {self.state.global_step + 1}; the last good checkpoint is "
                 f"{checkpoint or 'none: no checkpoint with finite weights had been saved'}"
