@@ -49,7 +49,8 @@ def data_of(name, families):
     """What a family is trained on, and the processor that is pushed with it."""
     processor = families["vae"].processor
     if name == "local-text":
-        return TokenBlocksDataset(Dataset.from_dict({"text": ["to be or not to be " * 40]}), 32), families[name].processor
+        texts = Dataset.from_dict({"text": ["to be or not to be " * 40]})
+        return TokenBlocksDataset(texts, 32), families[name].processor
     images = load_images("digits", "validation").select(range(64))
     levels = LevelsDataset(images, processor, with_labels=name == "aae-classifier")
     return encoded(families["vae"].model, levels) if name == "prior" else levels, processor

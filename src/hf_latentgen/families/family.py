@@ -102,7 +102,7 @@ class Family:
         library: library that loads it from the Hub.
         captions: what its pictures show, where they differ from those of the others.
         thumbnail: the picture that stands for a row.
-        best_row: the published row that stands for the family.
+        best_by: data set and metric of the row that stands for the family: the one with the lowest value.
     """
 
     model_type: str
@@ -126,7 +126,7 @@ class Family:
     library: str = "transformers"
     captions: Mapping[str, str] = field(default_factory=dict)
     thumbnail: str = "samples"
-    best_row: str | None = None
+    best_by: tuple[str, str] | None = None
 
     @property
     def name(self) -> str:

@@ -11,9 +11,7 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from hf_latentgen.hub.files import INDEX
 from hf_latentgen.models import bits
-from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.models.pipeline_latentgen import LatentGenPipeline, write_code
-from hf_latentgen.models.tokenization_bytes import ByteTokenizer
 
 
 def save_with_code(pipe: LatentGenPipeline, folder: str | Path) -> Path:
@@ -38,11 +36,12 @@ def pipeline_code(pipe: LatentGenPipeline) -> dict[str, bytes]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in sources}
 
 
-def model_code(model: Any, processor: LevelsImageProcessor | ByteTokenizer) -> dict[str, bytes]:
+def model_code(model: Any, processor: Any) -> dict[str, bytes]:
     """The sources that the model needs, and the configurations that name its classes. Contents by name."""
     config = model.config
-    # Of these objects alone: registering their classes would add code to whatever is saved from then on.
-    config._auto_class, model._auto_class, processor._auto_class = "AutoConfig", config.auto_model, config.auto_processor
+    for item, auto in ((config, "AutoConfig"), (model, config.auto_model), (processor, config.auto_processor)):
+        # Of this object alone: registering its class would add code to whatever is saved from then on.
+        item._auto_class = auto
     with tempfile.TemporaryDirectory() as saved:
         custom_object_save(model, saved, config)
         config.save_pretrained(saved)
