@@ -41,11 +41,14 @@ demo: $(READY)
 	@$(BIN)/python scripts/demo.py
 
 # Two workers, because the time limit is set for two cores; one file stays with one worker, so its fixtures are made once.
+# tests/conftest.py orders the files.
+TEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(READY)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+	@$(TEST) -m "not slow" $(ARGS)
 
 test-all: $(READY)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(TEST) $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """What every test shares: no network, one thread, fixed seeds, and where the real data is."""
 
+import gc
 import os
 
 # huggingface_hub reads these when it is first imported, so they are set before that; child processes inherit them.
@@ -10,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "agg"
 
 import random
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,26 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Two workers of pytest-xdist with a thread pool each would fight for two cores.
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """Put the files with slow tests first, those of few tests before the others: few tests, each of them long.
+
+    A worker that takes such a file last would leave the other one idle for minutes.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    sizes = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path not in slow, sizes[item.path], item.path))
+
+
+def pytest_collection_finish():
+    """Take what is imported and collected out of the garbage collection.
+
+    The Trainer collects garbage at the start of each training, which would look at all modules and tests: a third of a
+    second each time, most of what a training of two steps takes.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

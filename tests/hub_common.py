@@ -1,13 +1,20 @@
 """Tiny random models of all families, and rows to publish; imported by the tests of the Hub and by their clients."""
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import torch
 import transformers
+from huggingface_hub import constants, hf_api
+from huggingface_hub.utils import close_session
 from PIL import Image
 from transformers import PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
+from transformers.utils import hub as transformers_hub
 
 from hf_latentgen import (
     AAEConfig,
@@ -38,6 +45,27 @@ class Family(NamedTuple):
     processor: LevelsImageProcessor | ByteTokenizer
     auto: type[_BaseAutoModelClass]
     dataset: str
+
+
+@contextlib.contextmanager
+def client_of(url: str, token: str, cache: Path) -> Iterator[Path]:
+    """Context in which the client of this process talks to the Hub at an address, with a cache of its own: its folder.
+
+    The client reads the environment when it is imported.
+    """
+    pattern = constants.HUGGINGFACE_CO_URL_TEMPLATE[len(os.environ.get("HF_ENDPOINT", "https://huggingface.co")) :]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "ENDPOINT", url)
+        patch.setattr(hf_api.api, "endpoint", url)
+        patch.setattr(transformers_hub, "_hf_api", None)
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + pattern)
+        patch.setenv("HF_TOKEN", token)
+        close_session()
+        yield cache
+        close_session()
 
 
 def make_families() -> dict[str, Family]:

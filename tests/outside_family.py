@@ -111,5 +111,5 @@ HISTOGRAM = Family(
     draw=draw,
     columns=columns,
     template=Path(__file__).with_suffix(".md.jinja"),
-    best_row="outside_family",
+    best_by=("digits", "exact_bits_per_dim"),
 )

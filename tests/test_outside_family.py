@@ -1,13 +1,11 @@
 """A family from outside of the package goes all the way of a row: nothing in src knows of it."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard, constants
-from huggingface_hub.utils import close_session
+from huggingface_hub import ModelCard
 
 from hf_latentgen import LatentGenPipeline, load
 from hf_latentgen.evaluation.files import score_files
@@ -20,6 +18,7 @@ from hf_latentgen.rows.publishing import prepare_upload
 from hf_latentgen.rows.recipes import load_recipe, train_recipe
 from hf_latentgen.rows.tables import best_rows, cards_index, results_tables
 from hf_latentgen.rows.verification import verify_row
+from hub_common import client_of
 from hub_server import Hub
 from outside_family import HISTOGRAM
 
@@ -36,23 +35,12 @@ def row(tmp_path_factory):
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
+def hub(tmp_path):
     """A Hub that the client of this process talks to, with an empty cache."""
     hub = Hub({"hf_ada": ["ada"]})
     hub.server.start()
-    pattern = constants.HUGGINGFACE_CO_URL_TEMPLATE[len(os.environ.get("HF_ENDPOINT", "https://huggingface.co")) :]
-    for name, value in {
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_XET": True,
-        "ENDPOINT": hub.url,
-        "HF_HUB_CACHE": str(tmp_path / "cache"),
-        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + pattern,
-    }.items():
-        monkeypatch.setattr(constants, name, value)
-    monkeypatch.setenv("HF_TOKEN", "hf_ada")
-    close_session()
-    yield hub
-    close_session()
+    with client_of(hub.url, "hf_ada", tmp_path / "cache"):
+        yield hub
     hub.server.stop()
 
 

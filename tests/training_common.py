@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from hf_latentgen.training import adversarial
+
 
 class AtStep(TrainerCallback):
     """Calls a function with the model before the given step, or after each step when none is given."""
@@ -117,3 +119,13 @@ def launch_two_processes(repository, *command):
             launcher.terminate()
     assert launcher.returncode == 0, output[-3000:]
     return output
+
+
+def logs_of_training(trainer) -> list[dict]:
+    """What was logged of the training itself, entry by entry."""
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def messages(caplog) -> list[str]:
+    """What the adversarial trainer has logged."""
+    return [record.getMessage() for record in caplog.records if record.name == adversarial.__name__]

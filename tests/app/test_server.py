@@ -1,7 +1,6 @@
 """The demo as a program of its own, asked by the client of gradio."""
 
 import hashlib
-import itertools
 import random
 import sys
 import time
@@ -186,7 +185,7 @@ def test_bad_input_gets_a_readable_answer_and_the_next_request_is_served(client,
         assert Path(ask(client, "/sample", SAMPLE)).is_file()
 
 
-def test_two_hundred_requests_of_eight_clients_do_not_disturb_each_other(server, client, capsys):
+def test_requests_of_eight_clients_do_not_disturb_each_other(server, client, capsys):
     asked = [
         ("/sample", [name, 9, 1, ANY_CLASS, "sample", seed]) for name in ("vae", "aae", "pixels") for seed in (1, 2)
     ]
@@ -195,7 +194,7 @@ def test_two_hundred_requests_of_eight_clients_do_not_disturb_each_other(server,
     asked += [("/interpolate", ["vae", 3, last, 5]) for last in (8, 9)]
     asked += [("/complete", ["pixels", 7, 50, 3, 1, seed]) for seed in (1, 2)]
     asked += [("/text", ["bytes", "To be", 40, 1, seed]) for seed in (1, 2)]
-    requests = list(itertools.islice(itertools.cycle(range(len(asked))), 200))
+    requests = list(range(len(asked))) * 5
     random.Random(0).shuffle(requests)
 
     def answer(client, index):
@@ -213,8 +212,8 @@ def test_two_hundred_requests_of_eight_clients_do_not_disturb_each_other(server,
     begin = time.perf_counter()
     with ThreadPoolExecutor(8) as pool:
         answers = [pair for part in pool.map(work, [requests[start::8] for start in range(8)]) for pair in part]
-    show(capsys, f"200 mixed requests of 8 clients: {time.perf_counter() - begin:.1f} s")
-    assert len(answers) == 200
+    show(capsys, f"{len(requests)} mixed requests of 8 clients: {time.perf_counter() - begin:.1f} s")
+    assert len(answers) == len(requests)
     assert [pair for pair in answers if alone[pair[0]] != pair[1]] == []
 
 

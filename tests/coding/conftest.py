@@ -1,3 +1,5 @@
+import copy
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ from hf_latentgen import (
     VLAEConfig,
     VLAEModel,
 )
+from hf_latentgen.coding import compress
 from hf_latentgen.coding.codecs import BitsBackCodec, ByteCodec, PixelCodec
 from modeling_common import perturb
 
@@ -57,6 +60,12 @@ def small_chunks(monkeypatch):
 
 
 def image_case(kind: str, number: int = 40) -> Case:
+    """A case of its own for each test, which may change the model. The images are drawn once."""
+    return copy.deepcopy(_drawn(kind, number))
+
+
+@functools.cache
+def _drawn(kind: str, number: int) -> Case:
     torch.manual_seed(0)
     config = IMAGE_MODELS[kind]()
     if isinstance(config, VAEConfig):
@@ -78,6 +87,18 @@ def images(request):
 @pytest.fixture
 def grey():
     return image_case("grey")
+
+
+@functools.cache
+def _grey_file() -> bytes:
+    case = image_case("grey")
+    return compress(case.model, case.processor, case.data)
+
+
+@pytest.fixture
+def grey_file(small_chunks) -> bytes:
+    """What `grey` compresses to, which is the same each time and so made once."""
+    return _grey_file()
 
 
 @pytest.fixture

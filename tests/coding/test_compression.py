@@ -125,11 +125,10 @@ def test_a_stream_is_read_as_it_is_written(grey, monkeypatch):
     assert max(ahead) <= PixelCodec.chunk * (2 + compression_module.MOST_WORKERS) < read
 
 
-def test_a_saved_model_reads_the_file(grey, tmp_path):
+def test_a_saved_model_reads_the_file(grey, grey_file, tmp_path):
     grey.model.save_pretrained(tmp_path)
     again = LocalTransformerForImageGeneration.from_pretrained(tmp_path)
-    compressed = compress(grey.model, grey.processor, grey.data)
-    assert torch.equal(decompress(again, grey.processor, compressed), grey.data)
+    assert torch.equal(decompress(again, grey.processor, grey_file), grey.data)
     assert read_info(compress(again, grey.processor, grey.data)).header.model_id == tmp_path.name
 
 
@@ -174,14 +173,14 @@ def test_missing_coder_is_named(grey, monkeypatch):
         compress(grey.model, grey.processor, grey.data)
 
 
-def test_an_existing_file_stays_unless_told_otherwise(grey, tmp_path):
+def test_an_existing_file_stays_unless_told_otherwise(grey, grey_file, tmp_path):
     path = tmp_path / "a.hlg"
     path.write_bytes(b"mine")
     with pytest.raises(FileExistsError, match=r"a.hlg.*--force"):
         compress_to(path, grey.model, grey.processor, grey.data)
     assert path.read_bytes() == b"mine"
     compress_to(path, grey.model, grey.processor, grey.data, overwrite=True)
-    assert path.read_bytes() == compress(grey.model, grey.processor, grey.data)
+    assert path.read_bytes() == grey_file
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -196,12 +195,10 @@ def test_nothing_remains_of_a_file_that_was_not_finished(grey, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_reader_is_told_what_differs(grey, text, make_images, monkeypatch):
-    compressed = compress(grey.model, grey.processor, grey.data)
-
+def test_another_reader_is_told_what_differs(grey, grey_file, text, make_images, monkeypatch):
     def message(model=grey.model, processor=grey.processor):
         with pytest.raises(CompressedFileError) as caught:
-            decompress(model, processor, compressed)
+            decompress(model, processor, grey_file)
         return str(caught.value)
 
     assert message(text.model, text.processor).startswith("model_type must be 'latentgen_local_transformer_image'")
@@ -219,11 +216,10 @@ def test_another_reader_is_told_what_differs(grey, text, make_images, monkeypatc
     assert "got '2.0.0'" in message()
 
 
-def test_other_arithmetic_is_found_out(grey, monkeypatch):
-    compressed = compress(grey.model, grey.processor, grey.data)
+def test_other_arithmetic_is_found_out(grey, grey_file, monkeypatch):
     monkeypatch.setattr("hf_latentgen.coding.codecs.probabilities", lambda logits: np.full((len(logits), 3), 1 / 3))
     with pytest.raises(CompressedFileError, match=r"chunk 0 \(images 0 to 15\) does not decode"):
-        decompress(grey.model, grey.processor, compressed)
+        decompress(grey.model, grey.processor, grey_file)
 
 
 @pytest.mark.parametrize("kind", ["grey", "vae", "text"])
@@ -255,12 +251,11 @@ def test_a_damaged_chunk_costs_all_that_learned_from_it(text):
     assert all("adapt=True" in str(chunk.error) for chunk in chunks[1:])
 
 
-def test_300_damaged_files_are_300_errors(grey):
-    compressed = compress(grey.model, grey.processor, grey.data)
+def test_300_damaged_files_are_300_errors(grey, grey_file):
     rng = random.Random(0)
     for number in range(300):
         with pytest.raises(CompressedFileError):
-            decompress(grey.model, grey.processor, damage(compressed, number, rng))
+            decompress(grey.model, grey.processor, damage(grey_file, number, rng))
 
 
 @pytest.mark.parametrize(
@@ -276,10 +271,9 @@ def test_300_damaged_files_are_300_errors(grey):
         (lambda whole: whole[:-20] + bytes([whole[-20] ^ 1]) + whole[-19:], "index"),
     ],
 )
-def test_what_is_no_whole_file_is_named(grey, content, complaint):
-    whole = compress(grey.model, grey.processor, grey.data)
+def test_what_is_no_whole_file_is_named(grey_file, content, complaint):
     with pytest.raises(CompressedFileError, match=complaint):
-        read_info(content if isinstance(content, bytes) else content(whole))
+        read_info(content if isinstance(content, bytes) else content(grey_file))
 
 
 def test_the_header_is_all_that_a_reader_must_share(grey):

@@ -6,11 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants, hf_api
-from huggingface_hub.utils import close_session
-from transformers.utils import hub as transformers_hub
 
-from hub_common import make_families, write_row
+from hub_common import client_of, make_families, write_row
 from hub_server import Hub
 
 ADA, BOB = "hf_ada", "hf_bob"
@@ -28,20 +25,8 @@ def hub():
 @pytest.fixture(scope="module", autouse=True)
 def cache(hub, tmp_path_factory):
     """The client of this process talks to the Hub of the tests, with a cache of its own: its folder."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(constants, "HF_HUB_OFFLINE", False)
-        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        patch.setattr(constants, "ENDPOINT", hub.url)
-        patch.setattr(hf_api.api, "endpoint", hub.url)
-        patch.setattr(transformers_hub, "_hf_api", None)
-        patch.setattr(constants, "HF_HUB_CACHE", str(folder))
-        pattern = constants.HUGGINGFACE_CO_URL_TEMPLATE[len(os.environ.get("HF_ENDPOINT", "https://huggingface.co")) :]
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + pattern)
-        patch.setenv("HF_TOKEN", ADA)
-        close_session()
+    with client_of(hub.url, ADA, tmp_path_factory.mktemp("cache")) as folder:
         yield folder
-        close_session()
 
 
 @pytest.fixture(autouse=True)

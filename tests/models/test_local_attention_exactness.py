@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from hf_latentgen.models.local_attention import local_attention, local_attention_reference
 
-LENGTH, HEADS, DIM = 1001, 8, 64
+LENGTH, HEADS, DIM = 1001, 2, 64
 # Of the largest value of the tensor, where that is above 1: the spacing of floats at 4 is half of it already.
 TOLERANCE = 1e-6
 

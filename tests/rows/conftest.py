@@ -1,9 +1,23 @@
-"""The results of a made row, from which the cards of the tests are rendered."""
+"""The results of a made row, from which the cards of the tests are rendered, and a recipe of two steps."""
 
+import datasets
 import pytest
 
 import hf_latentgen
 from cards_common import CONFIG
+
+TINY = """
+dataset: {name: digits}
+model: {architecture: mlp, image_size: 8, latent_dim: 2, hidden_channels: [8]}
+training:
+  max_steps: 2
+  per_device_train_batch_size: 32
+  per_device_eval_batch_size: 200
+  logging_steps: 1
+  save_strategy: "no"
+reference:
+  - {name: someone, metric: bits_per_dim, value: 1.5, source: somewhere}
+"""
 
 
 @pytest.fixture
@@ -50,3 +64,18 @@ def results():
         "evaluation": {"seed": 2042, "seconds": 61.2},
         "history": [{"epoch": 1, "eval_bits_per_dim": 2.5}, {"epoch": 2.0, "eval_bits_per_dim": 1.3}],
     }
+
+
+@pytest.fixture
+def nothing_outside(tmp_path, monkeypatch):
+    """No data folder of the machine, and a cache of the test's own."""
+    monkeypatch.delenv("HF_LATENTGEN_DATA", raising=False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """The file of a recipe that trains two steps."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path

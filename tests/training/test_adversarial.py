@@ -8,9 +8,8 @@ from transformers import TrainerCallback
 
 from hf_latentgen import AAEForImageClassification
 from hf_latentgen.evaluation.clusters import classification_error, name_clusters
-from hf_latentgen.training import adversarial
 from hf_latentgen.training.few_labels import FewLabelsDataset
-from training_common import AtStep, assert_equal_weights, fill, weights_of
+from training_common import assert_equal_weights, logs_of_training, messages, weights_of
 
 COMMON_PARTS = {"reconstruction_loss", "decoded_spread"}
 ADVERSARIAL_PARTS = {"generator_loss", "real_loss", "fake_loss", "discriminator_loss", "discriminator_accuracy"}
@@ -84,10 +83,6 @@ def train_with_two_optimizers_reference(recorder, weight, rates, betas):
     return model
 
 
-def adversarial_logs(trainer):
-    return [entry for entry in trainer.state.log_history if "loss" in entry]
-
-
 @pytest.fixture
 def few_labels(labelled_digits):
     return FewLabelsDataset(labelled_digits[0], 20, 4, seed=0), labelled_digits[1]
@@ -156,7 +151,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(make_adversary, with
     large.train()
     small = make_adversary(per_device_train_batch_size=8, gradient_accumulation_steps=3, **common)
     small.train()
-    expected, found = adversarial_logs(large), adversarial_logs(small)
+    expected, found = logs_of_training(large), logs_of_training(small)
     assert len(expected) == len(found) == 6
     for name in ("loss", "grad_norm", "autoencoder_grad_norm", "discriminator_grad_norm"):
         assert [entry[name] for entry in found] == pytest.approx([entry[name] for entry in expected], rel=1e-4), name
@@ -174,7 +169,7 @@ def test_bf16_training_is_finite_and_close(make_adversary, few_labels):
         trainer.train()
         assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
         assert all(weight.isfinite().all() for weight in weights_of(trainer.model).values())
-        runs[bf16] = [entry["loss"] for entry in adversarial_logs(trainer)]
+        runs[bf16] = [entry["loss"] for entry in logs_of_training(trainer)]
     assert all(math.isfinite(loss) for loss in runs[True])
     assert runs[True] != runs[False]
     assert runs[True] == pytest.approx(runs[False], rel=0.05)
@@ -187,7 +182,7 @@ def test_without_an_adversary_the_discriminator_is_left_alone(make_adversary):
     assert_equal_weights(weights_of(trainer.model.discriminator), before)
     (group,) = trainer.optimizer.param_groups
     assert group["params"] == [*trainer.model.encoder.parameters(), *trainer.model.decoder.parameters()]
-    for entry in adversarial_logs(trainer):
+    for entry in logs_of_training(trainer):
         assert entry.keys() == OTHERS | COMMON_PARTS | {"autoencoder_grad_norm"}
         assert entry["loss"] == pytest.approx(entry["reconstruction_loss"], rel=1e-6)
 
@@ -199,7 +194,7 @@ def test_adversarial_limit_leaves_the_decoder_alone(make_adversary):
     assert_equal_weights(weights_of(trainer.model.decoder), before)
     assert all((weight != encoder[name]).any() for name, weight in weights_of(trainer.model.encoder).items())
     assert trainer.optimizer.param_groups[0]["params"] == list(trainer.model.encoder.parameters())
-    for entry in adversarial_logs(trainer):
+    for entry in logs_of_training(trainer):
         assert entry["reconstruction_loss"] > 0
         expected = entry["generator_loss"] + entry["discriminator_loss"]
         assert entry["loss"] == pytest.approx(expected, rel=1e-5)
@@ -217,7 +212,7 @@ def test_parts_are_logged_for_training_and_evaluation(make_adversary, few_labels
     trainer.train()
     parts = COMMON_PARTS | ADVERSARIAL_PARTS | {"supervised_loss"}
     parts |= {"distortion"} if reconstruction == "categorical" else set()
-    logs = adversarial_logs(trainer)
+    logs = logs_of_training(trainer)
     assert len(logs) == 4
     (evaluation,) = (entry for entry in trainer.state.log_history if "eval_loss" in entry)
     evaluation = {name.removeprefix("eval_"): value for name, value in evaluation.items()}
@@ -271,106 +266,13 @@ def test_gradient_norms_are_those_of_the_players(make_adversary):
     gradients = Gradients()
     trainer = make_adversary(callbacks=[gradients], max_steps=4, logging_steps=2)
     trainer.train()
-    logs = adversarial_logs(trainer)
+    logs = logs_of_training(trainer)
     assert len(logs) == 2
     for entry, norms in zip(logs, gradients.norms[1::2], strict=True):
         for name, norm in norms.items():
             assert entry[f"{name}_grad_norm"] == pytest.approx(norm, rel=1e-5)
         # Gradients are not clipped: the joint norm would couple the players.
         assert entry["grad_norm"] == pytest.approx(math.hypot(*norms.values()), rel=1e-5)
-
-
-def messages(caplog):
-    return [record.getMessage() for record in caplog.records if record.name == adversarial.__name__]
-
-
-def test_discriminator_that_has_won_is_warned_of_once(make_adversary, monkeypatch, caplog):
-    monkeypatch.setattr(adversarial, "WINNING_STEPS", 4)
-    trainer = make_adversary(learning_rate=0.0, discriminator_learning_rate=0.05, max_steps=40)
-    with torch.no_grad():
-        # Codes that no sample of the prior comes near to.
-        trainer.model.encoder.to_posterior.bias.fill_(20)
-    trainer.train()
-    accuracies = [entry["discriminator_accuracy"] for entry in adversarial_logs(trainer)]
-    since = max(step for step, accuracy in enumerate(accuracies[:30], 1) if accuracy <= 0.99)
-    assert since < 30
-    (message,) = messages(caplog)
-    assert f"right in 100.0% of its decisions since step {since}: it has won" in message
-    assert "Lower discriminator_learning_rate, or give it noise (discriminator_noise_std)" in message
-
-
-def test_interrupted_win_does_not_count(make_adversary, monkeypatch, caplog):
-    monkeypatch.setattr(adversarial, "WINNING_STEPS", 4)
-    trainer = make_adversary()
-    trainer.state.logging_steps = 1
-    for step, accuracy in enumerate([1.0, 1.0, 1.0, 0.98, 1.0, 1.0, 1.0, 0.99, 1.0], start=1):
-        trainer.state.global_step = step
-        trainer.log({"discriminator_accuracy": accuracy})
-        trainer.log({"eval_discriminator_accuracy": 1.0})
-    assert messages(caplog) == []
-    for step in (10, 11, 12, 13):
-        trainer.state.global_step = step
-        trainer.log({"discriminator_accuracy": 0.995})
-    (message,) = messages(caplog)
-    assert "right in 99.5% of its decisions since step 8" in message
-
-
-def test_constant_decoder_is_warned_of_once(make_adversary, monkeypatch, caplog):
-    monkeypatch.setattr(adversarial, "FIRST_STEPS", 3)
-    trainer = make_adversary(learning_rate=0.0, max_steps=5)
-    fill(trainer.model.decoder, 0.0)
-    trainer.train()
-    (message,) = messages(caplog)
-    assert "the same image for every code (standard deviation 0.0e+00 at step 3)" in message
-    assert "it has collapsed. Lower learning_rate" in message
-
-
-def test_decoder_that_becomes_constant_is_warned_of_at_once(make_adversary, caplog):
-    trainer = make_adversary(
-        learning_rate=0.0, max_steps=5, callbacks=[AtStep(lambda model: fill(model.decoder, 0.0), before=3)]
-    )
-    trainer.train()
-    (message,) = messages(caplog)
-    assert "the same image for every code (standard deviation 0.0e+00 at step 3)" in message
-
-
-def test_new_decoders_and_those_never_trained_are_no_collapse(make_adversary, monkeypatch, caplog):
-    trainer = make_adversary(learning_rate=0.0, max_steps=4)
-    fill(trainer.model.decoder, 0.0)
-    trainer.train()
-    assert [entry["decoded_spread"] for entry in adversarial_logs(trainer)] == [0.0] * 4
-    monkeypatch.setattr(adversarial, "FIRST_STEPS", 1)
-    trainer = make_adversary(max_steps=4, config={"reconstruction_weight": 0})
-    fill(trainer.model.decoder, 0.0)
-    trainer.train()
-    assert messages(caplog) == []
-
-
-def test_healthy_training_warns_of_nothing(make_adversary, monkeypatch, caplog):
-    monkeypatch.setattr(adversarial, "WINNING_STEPS", 4)
-    trainer = make_adversary(max_steps=20, discriminator_learning_rate=1e-4, eval_strategy="epoch")
-    trainer.train()
-    assert messages(caplog) == []
-
-
-def test_batch_of_one_image_has_no_spread_and_is_no_collapse(make_adversary, caplog):
-    trainer = make_adversary(per_device_train_batch_size=1, max_steps=2)
-    trainer.train()
-    assert [entry["decoded_spread"] for entry in adversarial_logs(trainer)] == [1.0, 1.0]
-    assert messages(caplog) == []
-
-
-@pytest.mark.parametrize("weight", [0, 0.9, 1])
-def test_codes_turned_nan_stop_with_step_and_last_good_checkpoint(make_adversary, weight):
-    trainer = make_adversary(
-        config={"reconstruction_weight": weight},
-        callbacks=[AtStep(lambda model: fill(model.encoder, math.nan), before=3)],
-        max_steps=9,
-        save_strategy="steps",
-        save_steps=1,
-    )
-    with pytest.raises(FloatingPointError, match=r"the loss became nan at step 3;.*run/checkpoint-2$"):
-        trainer.train()
 
 
 def test_non_finite_scores_are_not_filtered_out_of_the_logs(make_adversary, labelled_digits):
@@ -440,13 +342,6 @@ def test_clusters_are_named_at_the_end(make_adversary, digits, labelled_digits, 
     assert nameless.model.config.cluster_labels is None
     (message,) = messages(caplog)
     assert "eval_dataset must be a LevelsDataset with labels" in message
-
-
-def test_each_kind_of_warning_is_given_once(make_adversary, caplog):
-    trainer = make_adversary()
-    for kind, message in (("one", "the same word"), ("two", "the same word"), ("one", "another text")):
-        trainer._warn(kind, message)
-    assert messages(caplog) == ["the same word"] * 2
 
 
 @pytest.mark.parametrize(

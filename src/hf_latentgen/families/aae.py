@@ -150,5 +150,5 @@ AAE = Family(
     tolerances={"test_error": 5e-4},
     history=("reconstruction_loss", "reconstruction loss"),
     tags=("adversarial-autoencoder", "image-generation"),
-    best_row="aae_mnist",
+    best_by=("mnist", "in_domain_frechet_distance"),
 )

@@ -1,9 +1,10 @@
 """What a family of models is: one frozen object that says how it is trained, measured, drawn and described."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from PIL import Image
 
@@ -34,12 +35,36 @@ class Setup:
     skipped: dict[str, str] | None = None
 
 
-class Data(NamedTuple):
-    """The splits of a data set: a [`LevelsDataset`] each, or the documents of texts as bytes."""
+@dataclass(frozen=True)
+class Data:
+    """The splits of a data set, each read once, when it is asked for: a [`LevelsDataset`], or documents as bytes.
 
-    train: Any
-    validation: Any
-    test: Any
+    Args:
+        read: what a split holds, by its name.
+        split: the one to score.
+    """
+
+    read: Callable[[str], Any]
+    split: str = "test"
+
+    @functools.cached_property
+    def train(self) -> Any:
+        """The training examples."""
+        return self.read("train")
+
+    @functools.cached_property
+    def validation(self) -> Any:
+        """The validation examples."""
+        return self.read("validation")
+
+    @functools.cached_property
+    def test(self) -> Any:
+        """The examples to score."""
+        return self.read(self.split)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The training, validation and test examples."""
+        return iter((self.train, self.validation, self.test))
 
 
 @dataclass(frozen=True)
@@ -102,7 +127,7 @@ class Family:
         library: library that loads it from the Hub.
         captions: what its pictures show, where they differ from those of the others.
         thumbnail: the picture that stands for a row.
-        best_row: the published row that stands for the family.
+        best_by: data set and metric of the row that stands for the family: the one with the lowest value.
     """
 
     model_type: str
@@ -126,7 +151,7 @@ class Family:
     library: str = "transformers"
     captions: Mapping[str, str] = field(default_factory=dict)
     thumbnail: str = "samples"
-    best_row: str | None = None
+    best_by: tuple[str, str] | None = None
 
     @property
     def name(self) -> str:

@@ -1,5 +1,7 @@
 """What families of images, and of texts, share: the parts of a trainer, and the splits that are measured."""
 
+import functools
+
 from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -84,9 +86,7 @@ def text_parts(setup: Setup) -> dict:
 
 def image_data(checkpoint: Checkpoint, name: str, split: str, data_dir: str | None) -> Data:
     """Levels of the training and validation images, and of those to score, with labels where there are any."""
-    parts = ("train", "validation", split)
-    read = {part: read_levels(checkpoint.processor, name, part, data_dir) for part in dict.fromkeys(parts)}
-    return Data(*(read[part] for part in parts))
+    return Data(functools.cache(lambda part: read_levels(checkpoint.processor, name, part, data_dir)), split)
 
 
 def read_levels(processor: LevelsImageProcessor, name: str, split: str, data_dir: str | None) -> LevelsDataset:
@@ -97,8 +97,9 @@ def read_levels(processor: LevelsImageProcessor, name: str, split: str, data_dir
 
 def text_data(checkpoint: Checkpoint, name: str, split: str, data_dir: str | None) -> Data:
     """The documents of the training and validation texts, and of those to score, as bytes."""
-    parts = (load_text(name, part, data_dir=data_dir)["text"] for part in ("train", "validation", split))
-    return Data(*([bytes_from_text(text) for text in texts] for texts in parts))
+    return Data(
+        lambda part: [bytes_from_text(text) for text in load_text(name, part, data_dir=data_dir)["text"]], split
+    )
 
 
 def _name_classes(config: PreTrainedConfig, is_given: bool, names: list[str] | None, source: str) -> None:

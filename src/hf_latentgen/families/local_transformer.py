@@ -67,5 +67,5 @@ LOCAL_TRANSFORMER = Family(
     history=("bits_per_byte", "bits/byte"),
     tags=("byte-level", "local-attention"),
     thumbnail="history",
-    best_row="local_shakespeare",
+    best_by=("tinyshakespeare", "bits_per_byte"),
 )

@@ -93,5 +93,5 @@ LOCAL_TRANSFORMER_IMAGE = Family(
     tags=("autoregressive", "local-attention", "image-generation"),
     # A transformer has neither a prior nor latents.
     captions={"samples.png": "Samples", "samples_mode.png": "Samples, each pixel at its most likely level"},
-    best_row="local_mnist_4bit",
+    best_by=("mnist", "exact_bits_per_dim"),
 )

@@ -6,10 +6,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from hf_latentgen.data import LevelsDataset
 from hf_latentgen.evaluation.distances import class_histogram_kl, coverage_and_recall, frechet_distance
 from hf_latentgen.evaluation.features import classifier_features
+from hf_latentgen.evaluation.likelihood import BAR
 from hf_latentgen.evaluation.metrics import show
 from hf_latentgen.evaluation.pictures import history_plot, image_grid, reconstruction_grid
 from hf_latentgen.evaluation.results import Results
@@ -141,7 +143,7 @@ def drawn_images(
     encoded = train.levels[spread_indices(len(train), num_images)].split(BATCH_SIZE)
     pipe.set_progress_bar_config(disable=True)
     batches = []
-    for batch in encoded:
+    for batch in tqdm(encoded, f"images of {source.replace('_', ' ')}, {output}", **BAR):
         if source == "own_prior":
             images = pipe.model.sample(len(batch), generator, output)
         else:
@@ -188,5 +190,5 @@ PRIOR = Family(
     history=("velocity_mse", "mean squared error of the velocity"),
     tags=("latent-diffusion", "image-generation"),
     library="diffusers",
-    best_row="prior_vae_mnist",
+    best_by=("mnist", "in_domain_frechet_distance"),
 )

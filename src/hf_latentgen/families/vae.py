@@ -95,5 +95,5 @@ VAE = Family(
     template=Path(__file__).with_name("vae.md.jinja"),
     options=("num_importance_samples", "compile"),
     tags=("variational-autoencoder", "image-generation"),
-    best_row="vae_mnist_4bit_fast",
+    best_by=("mnist", "bits_per_dim"),
 )

@@ -2,20 +2,16 @@
 
 import ast
 import hashlib
-import json
 import tempfile
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from transformers import PreTrainedModel
+from huggingface_hub import CommitOperationAdd
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.utils import CONFIG_NAME
 
-from hf_latentgen.hub.files import INDEX, PROCESSOR_CONFIGS, TOKENIZER_CONFIGS
+from hf_latentgen.hub.files import INDEX
 from hf_latentgen.models import bits
-from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.models.pipeline_latentgen import LatentGenPipeline, write_code
-from hf_latentgen.models.tokenization_bytes import ByteTokenizer
 
 
 def save_with_code(pipe: LatentGenPipeline, folder: str | Path) -> Path:
@@ -40,31 +36,24 @@ def pipeline_code(pipe: LatentGenPipeline) -> dict[str, bytes]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in sources}
 
 
-def model_code(
-    folder: Path, model: PreTrainedModel, processor: LevelsImageProcessor | ByteTokenizer
-) -> dict[str, bytes]:
-    """The sources that the model needs, and the configurations of `folder` that name its classes. Contents by name."""
-    files = (*PROCESSOR_CONFIGS, *TOKENIZER_CONFIGS)
-    processor_file = next(name for name in files if (folder / name).is_file())
-    settings = {name: json.loads((folder / name).read_text(encoding="utf-8")) for name in (CONFIG_NAME, processor_file)}
-    autos = "AutoConfig", model.config.auto_model, model.config.auto_processor
-    names = CONFIG_NAME, CONFIG_NAME, processor_file
-    with tempfile.TemporaryDirectory() as sources:
-        for item, auto, name in zip((model.config, model, processor), autos, names, strict=True):
-            # Of this object alone: registering its class would add code to whatever is saved from then on.
-            item._auto_class = auto  # pyright: ignore[reportAttributeAccessIssue]
-            custom_object_save(item, sources, settings[name])
-        code = {path.name: path.read_bytes() for path in sorted(Path(sources).glob("*.py"))}
-    return code | {name: f"{json.dumps(content, indent=2)}\n".encode() for name, content in settings.items()}
+def model_code(model: Any, processor: Any) -> dict[str, bytes]:
+    """The sources that the model needs, and the configurations that name its classes. Contents by name."""
+    config = model.config
+    for item, auto in ((config, "AutoConfig"), (model, config.auto_model), (processor, config.auto_processor)):
+        # Of this object alone: registering its class would add code to whatever is saved from then on.
+        item._auto_class = auto
+    with tempfile.TemporaryDirectory() as saved:
+        custom_object_save(model, saved, config)
+        config.save_pretrained(saved)
+        processor.save_pretrained(saved)
+        return {path.name: path.read_bytes() for path in Path(saved).iterdir()}
 
 
 def content_tag(contents: dict[str, Path | bytes]) -> str:
     """Name of a tag for these contents: other weights or other code have another one."""
-    digest = hashlib.sha256()
-    for name, content in sorted(contents.items()):
-        data = content if isinstance(content, bytes) else content.read_bytes()
-        digest.update(f"{name}\0{hashlib.sha256(data).hexdigest()}\n".encode())
-    return f"code-{digest.hexdigest()[:12]}"
+    files = [CommitOperationAdd(*file) for file in sorted(contents.items())]
+    text = "".join(f"{file.path_in_repo}\0{file.upload_info.sha256.hex()}\n" for file in files)
+    return f"code-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def single_file(stem: str) -> str:

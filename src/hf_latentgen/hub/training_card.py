@@ -2,22 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any
 
-from huggingface_hub import ModelCardData
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from transformers import PreTrainedModel
+from huggingface_hub import ModelCard, ModelCardData
 
 from hf_latentgen.hub.pipelines import LatentGenPipeline
 from hf_latentgen.models.hub import IMAGE_TASK
-from hf_latentgen.models.modeling_latentgen import LatentGenModel
 
 # Measurements of time, which say nothing about the model.
 TIMING = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_model_preparation_time")
 
 
 def training_card(
-    model: PreTrainedModel | LatentGenPipeline,
+    model: Any,
     repo_id: str,
     training: Mapping[str, object],
     history: Sequence[Mapping[str, float]],
@@ -25,25 +22,22 @@ def training_card(
     """Text of the `README.md` of a model that was trained: how, and its validation scores.
 
     Args:
-        model: what was trained; of a pipeline the denoiser.
+        model: what was trained, a model or a pipeline; of a pipeline the denoiser.
         repo_id: name on the Hub that the loading snippet uses.
         training: the training arguments that are worth telling.
         history: `log_history` of a trainer.
     """
     evaluations = [entry for entry in history if any(key.startswith("eval_") for key in entry)]
-    scores = sorted({key for entry in evaluations for key in entry if key.startswith("eval_") and key not in TIMING})
+    scores = sorted({key for entry in evaluations for key in entry if key.startswith("eval_")} - set(TIMING))
     is_pipeline = isinstance(model, LatentGenPipeline)
-    model_type = "prior" if is_pipeline else model.config.model_type
-    task = IMAGE_TASK if isinstance(model, LatentGenPipeline) else cast(LatentGenModel, model).hub_task
-    folder = Path(__file__).parent
-    metadata = ModelCardData(
-        library_name="diffusers" if is_pipeline else "transformers",
-        pipeline_tag=task,
-        tags=["hf_latentgen", model_type.removeprefix("latentgen_")],
-    )
-    environment = Environment(loader=FileSystemLoader(folder), undefined=StrictUndefined, keep_trailing_newline=True)
-    return environment.get_template("training.md.jinja").render(
-        card_data=metadata.to_yaml(),
+    tag = "prior" if is_pipeline else model.config.model_type.removeprefix("latentgen_")
+    card = ModelCard.from_template(
+        ModelCardData(
+            library_name="diffusers" if is_pipeline else "transformers",
+            pipeline_tag=IMAGE_TASK if is_pipeline else model.hub_task,
+            tags=["hf_latentgen", tag],
+        ),
+        template_path=str(Path(__file__).with_name("training.md.jinja")),
         name=repo_id.split("/")[-1],
         repo_id=repo_id,
         model_class=type(model).__name__,
@@ -56,3 +50,4 @@ def training_card(
             for entry in evaluations
         ],
     )
+    return str(card)

@@ -72,6 +72,8 @@ def evaluate(
         raise ValueError(f"dataset must be named for a checkpoint without a record of its training, and {found}")
     same_data = name == record.get("dataset")
     data = family.load_data(checkpoint, name, split, data_dir)
+    # All splits are read now, so that what is missing shows before anything is measured.
+    *_, test = data
     measured = family.measure(checkpoint, data, options)
     model = checkpoint.model.config.described()
     denoiser = checkpoint.denoiser
@@ -82,7 +84,7 @@ def evaluate(
         row=record.get("row") or Path(checkpoint.name).name,
         dataset=name,
         split=split,
-        num_images=len(data.test),
+        num_images=len(test),
         metrics=measured.metrics,
         diagnostics=measured.diagnostics,
         baseline=measured.baseline,

@@ -43,8 +43,7 @@ def prepare_upload(
     loaded = _load_measured(folder, Results.read(folder))
     if with_code:
         is_pipeline = (folder / INDEX).is_file()
-        code = pipeline_code(LatentGenPipeline(*loaded.parts)) if is_pipeline else model_code(folder, *loaded.parts[:2])
-        contents |= code
+        contents |= pipeline_code(LatentGenPipeline(*loaded.parts)) if is_pipeline else model_code(*loaded.parts[:2])
     tag = content_tag(contents) if with_code else None
     card = card_text(folder, repo_id, tag, families)
     data = ModelCard(card).data

@@ -24,13 +24,16 @@ def results_tables(rows: Sequence[Results], folder: str, families: tuple[Family,
 
 
 def best_rows(rows: Sequence[Results], folder: str, families: tuple[Family, ...] = FAMILIES) -> str:
-    """A Markdown table of four columns with one row of each family, the one that its object names as the best."""
+    """A Markdown table with the best row of each family, by the data set and metric that its object names."""
     lines = ["| Family | Best row | Data | Score |", "|---|---|---|--:|"]
     for family in families:
-        for results in rows:
-            if results.row == family.best_row:
-                link = f"[{results.row}]({folder}/{results.row}/README.md)"
-                lines.append(f"| {family.title} | {link} | {data_title(results)} | {headline(results)} |")
+        dataset, metric = family.best_by or (None, "")
+        measured = [row for row in rows if row.model_type == family.model_type and row.dataset == dataset]
+        compared = [row for row in measured if metric in row.metrics]
+        if compared:
+            best = min(compared, key=lambda row: row.metrics[metric])
+            link = f"[{best.row}]({folder}/{best.row}/README.md)"
+            lines.append(f"| {family.title} | {link} | {data_title(best)} | {headline(best)} |")
     return "\n".join(lines)
 
 
