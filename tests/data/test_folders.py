@@ -1,16 +1,17 @@
 """What a user's folder may look like: the split is its first folder, the class the first folder below."""
 
 import logging
+import shutil
 import zlib
 
 import numpy as np
 import pyarrow
 import pytest
-from datasets import ClassLabel, Features, Image, IterableDataset
+from datasets import ClassLabel, Features, Image, IterableDataset, load_dataset
 from PIL import Image as PILImage
 
 from data_common import pixels, rows_as_set, write_parquet
-from hf_latentgen.data import LevelsDataset, class_names, dataset_from_arrays, load_images, usable_labels
+from hf_latentgen.data import LevelsDataset, class_names, dataset_from_arrays, load_images, stream_levels, usable_labels
 
 
 def write(folder, *names, size=(5, 6)):
@@ -268,3 +269,32 @@ def test_carving_decodes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "decode_example", None)
     train, validation = (load_images(folder, split) for split in ("train", "validation"))
     assert len(train) + len(validation) == 41
+
+
+@pytest.mark.parametrize("is_archive", [False, True])
+@pytest.mark.parametrize("column", ["image", "img"])
+def test_a_stream_of_image_files_decodes_only_what_is_used(tmp_path, monkeypatch, processor, is_archive, column):
+    folder = write(tmp_path / "photos", *(f"{kind}/{index}.jpg" for kind in ("cat", "dog") for index in range(20)))
+    (folder / "cat" / "broken.jpg").write_bytes(b"no image")
+    files = {"data_dir": str(folder)}
+    if is_archive:
+        # As on the Hub, no file of this machine.
+        files = {"data_files": shutil.make_archive(str(tmp_path / "photos"), "zip", folder)}
+    stored = load_dataset("imagefolder", streaming=True, drop_labels=True, **files)
+    if column != "image":
+        # To rename a column, datasets decodes it.
+        stored = stored.cast_column("image", Image(decode=False)).rename_column("image", column)
+        stored = stored.cast_column(column, Image())
+    monkeypatch.setattr("hf_latentgen.data.images.load_hub", lambda *_: stored)
+    opened = []
+    monkeypatch.setattr(PILImage, "open", lambda *args, read=PILImage.open: opened.append(args) or read(*args))
+    for split, num_skipped in (("train", 1), ("validation", 0)):
+        skipped = {}
+        images = load_images("owner/photos", split, streaming=True)
+        levels = [example["pixel_values"] for example in stream_levels(images, processor, skipped=skipped)]
+        expected = LevelsDataset(load_images(folder, split), processor, skipped={}).levels
+        assert len(levels) == len(expected) > 0
+        assert {level.numpy().tobytes() for level in levels} == {level.numpy().tobytes() for level in expected}
+        assert ["broken.jpg" in name for name in skipped] == [True] * num_skipped
+    # Each image twice: as a stream and from its folder.
+    assert len(opened) == 2 * 41

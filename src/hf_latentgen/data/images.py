@@ -281,6 +281,10 @@ def _select_split(
     stored, is_part = _stored_split(named, split, source)
     dataset = named[stored]
     column = _image_column(dataset, source)
+    feature = cast(Features, dataset.features)[column]
+    images = Image(mode=feature.mode) if isinstance(feature, Image) else Image()
+    # Files until their rows and columns are chosen: a stream of other files than tables would decode them to look.
+    dataset = dataset.cast_column(column, Image(mode=images.mode, decode=False))
     if isinstance(dataset, Dataset):
         if source in NAMED_FILES and is_part:
             dataset, is_part = dataset.select(split_indices(len(dataset))[split]), False
@@ -290,7 +294,6 @@ def _select_split(
             # In several pieces, so that a shuffle mixes classes and several workers can read.
             dataset = dataset.to_iterable_dataset(num_shards=min(STREAM_SHARDS, len(dataset)))
     if is_part:
-        # As a table, images are not decoded.
         tables: Any = dataset.with_format("arrow")
         where = {"column": column, "is_validation": split == "validation"}
         tables = tables.filter(_are_in, fn_kwargs=where, batched=True, batch_size=rows_at_once(dataset))
@@ -300,7 +303,7 @@ def _select_split(
                 f"{source} must hold at least one image for split {split!r}, which is a part of {stored!r}, found none."
             )
         dataset = tables.with_format(None)
-    dataset = _rename_columns(dataset, column)
+    dataset = _rename_columns(dataset, column).cast_column("image", images)
     if isinstance(dataset, Dataset) and is_string(dataset.features.get("label")):
         names = {name for part in named.values() for name in cast(Dataset, part).unique("label")}
         # With missing ones the strings stay, and are no labels.
@@ -339,14 +342,10 @@ def _rename_columns(dataset: Dataset | IterableDataset, column: str) -> Dataset 
         labels = ["label"]
     names = {column: "image", **({labels[0]: "label"} if len(labels) == 1 else {})}
     dataset = dataset.select_columns(list(names))
-    if _holds_files(features[column]):
-        dataset = dataset.cast_column(column, Image())
-        features = cast(Features, dataset.features)
     if all(old == new for old, new in names.items()):
         return dataset
     if isinstance(dataset, Dataset):
         return dataset.rename_columns({old: new for old, new in names.items() if old != new})
-    # A stream would decode its images to rename them, unless they are a table.
     renamed = Features({new: features[old] for old, new in names.items()})
     where: Any = {"fn_kwargs": {"names": names}, "features": renamed, "remove_columns": list(names)}
     return (
