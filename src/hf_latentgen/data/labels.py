@@ -1,7 +1,6 @@
 """Labels of a data set: what their classes are called, and whether a model can use them."""
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, IterableDataset, Value
 from transformers.utils import logging
 
@@ -55,16 +54,11 @@ def _problem(dataset: Dataset | IterableDataset) -> str | None:
     # A stream that does not state its columns is judged by what it gives.
     if feature is None:
         return None
-    missing = _num_missing(dataset.data.column("label")) if isinstance(dataset, Dataset) else 0
+    labels = dataset.data.column("label").to_pylist() if isinstance(dataset, Dataset) else []
+    missing = labels.count(None) + labels.count(NO_LABEL)
     is_whole = isinstance(feature, Value) and (pa.types.is_integer(feature.pa_type) or feature.dtype == "bool")
     if not isinstance(feature, ClassLabel) and not is_whole:
         hint = "; load it with streaming=False to make classes of them" * isinstance(dataset, IterableDataset)
         hint = f", and {missing} rows without one" if missing else hint
         return f"strings{hint}" if is_string(feature) else f"{feature}"
     return f"{missing} rows without a number" if missing else None
-
-
-def _num_missing(column: pa.ChunkedArray) -> int:
-    """Rows without a label: null, or the number by which datasets says that it is not known."""
-    is_number = pa.types.is_signed_integer(column.type)
-    return column.null_count + (pc.sum(pc.equal(column, NO_LABEL)).as_py() or 0 if is_number else 0)
