@@ -37,8 +37,9 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: (item.path not in slow, sizes[item.path], item.path))
 
 
-def pytest_collection_finish():
-    """Take what is imported and collected out of the garbage collection.
+@pytest.fixture(scope="module", autouse=True)
+def small_heap():
+    """Take what is there before the tests of a file out of the garbage collection.
 
     The Trainer collects garbage at the start of each training, which would look at all modules and tests: a third of a
     second each time, most of what a training of two steps takes.

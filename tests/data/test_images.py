@@ -253,7 +253,7 @@ def test_unknown_split_names_the_allowed_ones():
 def test_unknown_name_says_what_is_allowed(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        ValueError, match="name_or_path must be digits, mnist, fashion_mnist, binarized_mnist, an exist"
+        ValueError, match="name_or_path must be digits, photos, mnist, fashion_mnist, binarized_mnist, an exist"
     ):
         load_images(name)
 

@@ -25,7 +25,7 @@ def measure(checkpoint: Checkpoint, data: Data, options: Options) -> Measured:
     """The exact score of all test documents, see [`measure_text`], and a sample."""
     model = checkpoint.model
     baseline = text_baselines(b"".join(data.train), b"".join(data.test))
-    metrics, diagnostics = measure_text(model, *data, options.seed)
+    metrics, diagnostics = measure_text(model, data.train, data.validation, data.test, options.seed)
     return Measured(metrics, diagnostics, baseline, sample_text(model, data.test[0][:PROMPT_LENGTH], options.seed))
 
 

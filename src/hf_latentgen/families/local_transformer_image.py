@@ -41,7 +41,9 @@ def measure(checkpoint: Checkpoint, data: Data, options: Options) -> Measured:
     diagnostics = {"untrained_bits_per_dim": float(nats_to_bits_per_dim(untrained, model.config.num_dims))}
     samples = prior_samples(model, NUM_SAMPLES, options.seed, ("sample",))["sample"]
     diagnostics |= memory_check(samples, data.train.levels, data.test.levels, model.config.num_levels)
-    return Measured(metrics, diagnostics, image_baselines(*data, model.config.num_levels))
+    return Measured(
+        metrics, diagnostics, image_baselines(data.train, data.validation, data.test, model.config.num_levels)
+    )
 
 
 def verify(checkpoint: Checkpoint, data: Data, options: Options) -> dict[str, float]:

@@ -48,7 +48,9 @@ def measure(checkpoint: Checkpoint, data: Data, options: Options) -> Measured:
     diagnostics |= aggregate_posterior_metrics(means, stds)
     samples = prior_samples(model, NUM_SAMPLES, seed)["sample"]
     diagnostics |= memory_check(samples, train.levels, test.levels, model.config.num_levels)
-    return Measured(metrics, diagnostics, image_baselines(*data, model.config.num_levels))
+    return Measured(
+        metrics, diagnostics, image_baselines(data.train, data.validation, data.test, model.config.num_levels)
+    )
 
 
 def verify(checkpoint: Checkpoint, data: Data, options: Options) -> dict[str, float]:
