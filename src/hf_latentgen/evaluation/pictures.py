@@ -83,7 +83,7 @@ def reconstruction_grid(
 
 
 def manifold_grid(
-    levels: torch.Tensor | np.ndarray, num_levels: int, padding: int = 2, scale: int | None = None
+    levels: torch.Tensor | np.ndarray, num_levels: int, padding: int | None = None, scale: int | None = None
 ) -> Image.Image:
     """A square picture of the decoded grid of a two-dimensional latent space, with the latent numbers at its sides.
 
@@ -161,7 +161,7 @@ def history_plot(
         axes.set_ylabel(label)
         axes.ticklabel_format(useOffset=False, style="plain")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(loc="upper right", fontsize="small")
+        axes.legend(loc="best", fontsize="small")
         return _render(figure)
 
 

@@ -110,7 +110,7 @@ def autoencoder_pictures(
         torch.cat([first.unsqueeze(1), steps, last.unsqueeze(1)], 1).flatten(0, 1),
         num_levels,
         columns=NUM_STEPS + 2,
-        column_labels=["one image", *(f"{step / (NUM_STEPS - 1):.0%}" for step in range(NUM_STEPS)), "another"],
+        column_labels=["test image", *(f"{step / (NUM_STEPS - 1):.0%}" for step in range(NUM_STEPS)), "test image"],
     )
     if model.num_latents == 2:
         if model.has_gaussian_prior:

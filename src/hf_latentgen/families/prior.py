@@ -193,8 +193,6 @@ PRIOR = Family(
     captions={
         "samples_mean.png": "Samples of the diffusion: the mean level of each pixel",
         "samples.png": "The same latents, each pixel drawn from its distribution",
-        "samples_own_prior_mean.png": "Samples from the prior that the autoencoder was trained with: the mean levels",
-        "samples_own_prior.png": "The same latents, each pixel drawn from its distribution",
     },
     thumbnail="samples_mean",
     best_by=("mnist", "in_domain_frechet_distance"),
