@@ -50,14 +50,15 @@ def model_choice(checkpoints: Checkpoints, need: str, explanation: str) -> tuple
     choices = [(checkpoint.title, checkpoint.name) for checkpoint in fitting]
     model = gr.Dropdown(choices, value=first and first.name, label="Model", allow_custom_value=True)
     about = gr.Markdown(first.about if first else "")
-    with gr.Accordion("Its model card", open=False, visible=first is not None):
+    with gr.Accordion("Its model card", open=False, visible=bool(first and first.card)) as room:
         card = gr.Markdown(first.card if first else "")
 
-    def describe(name: str) -> tuple[str, str]:
+    def describe(name: str) -> tuple[str, str, gr.Accordion]:
         chosen = checkpoints.get(name)
-        return (chosen.about, chosen.card) if chosen else ("", "")
+        text = chosen.card if chosen else ""
+        return chosen.about if chosen else "", text, gr.Accordion(visible=bool(text))
 
-    model.change(describe, model, [about, card], api_visibility="private", show_progress="hidden")
+    model.change(describe, model, [about, card, room], api_visibility="private", show_progress="hidden")
     return model, first
 
 
