@@ -5,12 +5,17 @@ import gradio as gr  # pyright: ignore[reportMissingImports]
 from hf_latentgen.app.checkpoints import Checkpoints
 from hf_latentgen.app.tabs import complete_tab, interpolate_tab, map_tab, reconstruct_tab, sample_tab, text_tab
 
-# Pixels are shown as squares, never smoothed; figures on a dark page are dark, and keep their colours.
+# Pixels are shown as squares, never smoothed. The map stands beside all else where there is room for it. Figures on a
+# dark page are dark, and keep their colours.
 CSS = """
 .pixels img { image-rendering: pixelated; }
 .gradio-container, .gradio-container main { width: 100% !important; }
 .gradio-container { max-width: 1180px !important; margin: auto !important; }
 #drawing { max-width: 400px; }
+@media (min-width: 768px) {
+    #map_row { display: grid; grid: "choice map" auto "drawn map" 1fr / 2fr 3fr; }
+    #map_row > :nth-child(2) { grid-area: map; }
+}
 .dark .figure img { filter: invert(1) hue-rotate(180deg); }
 """
 # The canvas waits for the choice of a tool, and the brush is the one that everybody wants.

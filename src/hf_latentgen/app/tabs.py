@@ -126,13 +126,14 @@ def map_tab(checkpoints: Checkpoints) -> None:
         with readable_errors():
             return dots_of(checkpoints.pick(model, "map"))
 
-    with gr.Tab("Latent map") as tab, gr.Row():
-        with gr.Column(scale=3, min_width=320):
+    with gr.Tab("Latent map") as tab, gr.Row(elem_id="map_row"):
+        with gr.Column(min_width=320):
             text = "These models describe each digit by two numbers only: a place on a map. **Click on the map.**"
             model, start = model_choice(checkpoints, "map", text)
+        with gr.Column(min_width=320):
             picture = figure_of("Map", elem_id="map")
             dots = gr.Markdown(dots_of(start))
-        with gr.Column(scale=2, min_width=320):
+        with gr.Column(min_width=320):
             decoded = pixels_of("What the model draws there", elem_id="decoded")
             step = inference.MAP_STEP
             first = gr.Slider(-4, 4, 0, step=step, label="First latent number: left to right", elem_id="first")
