@@ -87,7 +87,7 @@ def test_a_model_is_introduced_by_its_card(repository, checkpoints):
     assert row.about.startswith("A variational autoencoder of 8x8 images of scikit-learn digits: **")
     assert "## Limitations" in row.card
     # Pictures are not served, and metadata are for the Hub.
-    assert not any(word in row.card for word in ("![", ".png", "library_name", "Gallery"))
+    assert not any(word in row.card for word in ("![", "(images/", "library_name", "Gallery", "history.png"))
     assert checkpoints["vae"].card == ""
     assert checkpoints["vae"].about == "A variational autoencoder."
     assert checkpoints["aae"].about == "An adversarial autoencoder."
