@@ -158,6 +158,14 @@ def test_there_is_a_loss_with_labels_while_training_or_when_asked_for(levels, fi
     assert model(levels, return_loss=False).loss is None
 
 
+def test_class_codes_are_called_after_their_classes():
+    assert make_model().code_names == ["0", "1", "2", "3"]
+    named = make_model(id2label=dict(enumerate(["cat", "dog", "bird", "fish"])), num_clusters=5)
+    assert named.code_names == ["0", "1", "2", "3", "4"]
+    named.config.cluster_labels = [3, 0, 0, 1, 2]
+    assert named.code_names == ["fish", "cat", "cat", "dog", "bird"]
+
+
 @torch.no_grad()
 def test_supervised_loss_is_divided_by_the_whole_batch(levels):
     model = make_model(supervised_weight=0.5)

@@ -326,7 +326,7 @@ def complete_tab(checkpoints: Checkpoints) -> None:
         is_shown = gr.State(False)
     inputs = [model, index, given, number, temperature, seed]
     event = {"fn": shown_once(complete), "inputs": [is_shown, *inputs], "outputs": [picture, is_shown], **SLOW}
-    example = [tab.select(**event, api_visibility="private")] if first else []
+    example: list[Any] = [tab.select(**event, api_visibility="private")] if first else []
     event |= {"fn": complete, "inputs": inputs, "outputs": picture}
     running = run.click(**event, api_name="complete", cancels=example)
     chosen = sheet.select(clicked_digit(checkpoints, need), model, index, api_visibility="private", cancels=example)
@@ -365,7 +365,7 @@ def text_tab(checkpoints: Checkpoints) -> None:
         is_shown = gr.State(False)
     inputs = [model, prompt, length, temperature, seed]
     event = {"fn": shown_once(text), "inputs": [is_shown, *inputs], "outputs": [written, is_shown], **SLOW}
-    example = [tab.select(**event, api_visibility="private")] if first else []
+    example: list[Any] = [tab.select(**event, api_visibility="private")] if first else []
     running = run.click(text, inputs, written, api_name="text", cancels=example, **SLOW)
     run.click(**reveal("written"))
     stop.click(None, cancels=[running, *example])

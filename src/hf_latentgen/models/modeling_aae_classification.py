@@ -2,6 +2,7 @@
 """The adversarial autoencoder that classifies, with few labels or none."""
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -132,8 +133,9 @@ class AAEForImageClassification(AAEModel):
         labels = self.config.cluster_labels if self.config.num_clusters else range(self.num_codes)
         if labels is None:
             return [str(number) for number in range(self.num_codes)]
+        names = cast(dict[int, str], self.config.id2label)
         # As transformers calls a class without a name.
-        return [self.config.id2label[label].removeprefix("LABEL_") for label in labels]
+        return [names[label].removeprefix("LABEL_") for label in labels]
 
     @torch.no_grad()
     def sample(
