@@ -20,6 +20,7 @@ SAMPLE_AND_NEAREST = ("sample", "nearest\ntraining image")
 # Test images that are completed, and completions of each.
 NUM_COMPLETED = 8
 NUM_COMPLETIONS = 7
+COMPLETION_COLUMNS = ("test image", *(f"way {number + 1}" for number in range(NUM_COMPLETIONS)))
 
 
 @torch.no_grad()

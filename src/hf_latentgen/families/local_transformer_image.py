@@ -10,7 +10,7 @@ from hf_latentgen.evaluation.metrics import best_baseline, main_reference, show
 from hf_latentgen.evaluation.pictures import image_grid, reconstruction_grid
 from hf_latentgen.evaluation.results import Results
 from hf_latentgen.evaluation.samples import (
-    NUM_COMPLETIONS,
+    COMPLETION_COLUMNS,
     NUM_RECONSTRUCTIONS,
     NUM_SAMPLES,
     SAMPLE_AND_NEAREST,
@@ -56,7 +56,6 @@ def draw(checkpoint: Checkpoint, data: Data, results: Results, seed: int) -> dic
     num_levels = model.config.num_levels
     samples = prior_samples(model, NUM_SAMPLES, seed, ("sample",))["sample"]
     nearest, _ = nearest_images(samples[:NUM_RECONSTRUCTIONS], data.train.levels)
-    ways = [f"way {number + 1}" for number in range(NUM_COMPLETIONS)]
     return {
         "samples": image_grid(samples, num_levels),
         "samples_above_nearest_training_images": reconstruction_grid(
@@ -65,8 +64,8 @@ def draw(checkpoint: Checkpoint, data: Data, results: Results, seed: int) -> dic
         "completions": image_grid(
             completions(model, data.test, seed),
             num_levels,
-            columns=1 + NUM_COMPLETIONS,
-            column_labels=["test image", *ways],
+            columns=len(COMPLETION_COLUMNS),
+            column_labels=COMPLETION_COLUMNS,
         ),
     }
 

@@ -86,7 +86,7 @@ def render_card(
     data = describe_data(results.dataset)
     loader = FileSystemLoader([Path(__file__).parent, family.template.parent])
     environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
-    name, unit = family.history
+    (name, unit), lead = family.history, f"{family.thumbnail}.png"
     text = environment.get_template(family.template.name).render(
         card_data=_metadata(results, family, data, pictures).to_yaml(),
         repo_id=repo_id,
@@ -119,6 +119,7 @@ def render_card(
         diagnostics=[(words(key), describe_metric(key).show(value)) for key, value in results.diagnostics.items()],
         evaluation=_evaluation_summary(results.evaluation),
         pictures=[(name, _caption(name, family)) for name in pictures],
+        lead=lead if lead in pictures and lead.startswith("samples") else None,
         environment=_show(results.versions),
     )
     # Blocks of a template that are empty leave their line breaks behind.
