@@ -93,6 +93,10 @@ class CommonModelTests:
     def make_inputs(self, config: PreTrainedConfig, batch_size: int) -> dict[str, Tensor]:
         raise NotImplementedError
 
+    def forward(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> ModelOutput:
+        """The output of a model with its loss."""
+        return model(**inputs)
+
     @pytest.fixture
     def model(self, config) -> PreTrainedModel:
         model = self.model_class(config)
@@ -160,9 +164,9 @@ class CommonModelTests:
 
     @torch.no_grad()
     def test_forward_is_deterministic_in_eval(self, model, inputs):
-        first = tensors(model(**inputs))
+        first = tensors(self.forward(model, inputs))
         assert "loss" in first
-        torch.testing.assert_close(tensors(model(**inputs)), first, atol=0, rtol=0)
+        torch.testing.assert_close(tensors(self.forward(model, inputs)), first, atol=0, rtol=0)
 
     @torch.no_grad()
     def test_tuple_equals_dict(self, model, inputs):
@@ -173,8 +177,10 @@ class CommonModelTests:
 
     @torch.no_grad()
     def test_outputs_of_an_example_do_not_depend_on_its_batch(self, model, inputs):
-        whole = tensors(model(**inputs))
-        singles = [tensors(model(**{name: value[i : i + 1] for name, value in inputs.items()})) for i in range(3)]
+        whole = tensors(self.forward(model, inputs))
+        singles = [
+            tensors(self.forward(model, {name: value[i : i + 1] for name, value in inputs.items()})) for i in range(3)
+        ]
         loss = whole.pop("loss")
         assert loss.item() == pytest.approx(sum(single.pop("loss").item() for single in singles) / 3, rel=1e-5)
         for name, value in whole.items():
@@ -236,9 +242,9 @@ class CommonModelTests:
 
     @torch.no_grad()
     def test_bf16_autocast_is_finite_and_close(self, model, inputs):
-        expected = tensors(model(**inputs))
+        expected = tensors(self.forward(model, inputs))
         with torch.autocast("cpu", torch.bfloat16):
-            found = tensors(model(**inputs))
+            found = tensors(self.forward(model, inputs))
         assert found["loss"].dtype == torch.float32
         assert all(torch.isfinite(value).all() for value in found.values())
         assert found["loss"] != expected["loss"]
@@ -246,8 +252,8 @@ class CommonModelTests:
 
     @torch.no_grad()
     def test_bf16_weights_are_finite_and_close(self, model, inputs):
-        expected = model(**inputs).loss
-        found = tensors(model.to(torch.bfloat16)(**inputs))
+        expected = self.forward(model, inputs).loss
+        found = tensors(self.forward(model.to(torch.bfloat16), inputs))
         assert all(torch.isfinite(value).all() for value in found.values())
         torch.testing.assert_close(found["loss"].float(), expected, rtol=0.03, atol=0)
 
@@ -255,15 +261,17 @@ class CommonModelTests:
     def test_dtype_argument(self, model, inputs, folder):
         loaded = self.model_class.from_pretrained(folder, dtype=torch.bfloat16)
         assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
-        torch.testing.assert_close(loaded(**inputs).loss.float(), model(**inputs).loss, rtol=0.03, atol=0)
+        torch.testing.assert_close(
+            self.forward(loaded, inputs).loss.float(), self.forward(model, inputs).loss, rtol=0.03, atol=0
+        )
 
     @torch.no_grad()
     @pytest.mark.parametrize("device_map", ["cpu", "auto"])
     def test_device_map(self, model, inputs, folder, device_map):
         loaded = self.model_class.from_pretrained(folder, device_map=device_map)
         assert all(not parameter.is_meta for parameter in loaded.parameters())
-        found = loaded(**{name: value.to(loaded.device) for name, value in inputs.items()}).loss
-        torch.testing.assert_close(found.cpu(), model(**inputs).loss)
+        found = self.forward(loaded, {name: value.to(loaded.device) for name, value in inputs.items()}).loss
+        torch.testing.assert_close(found.cpu(), self.forward(model, inputs).loss)
 
     def test_folder_without_weights_is_refused(self, folder):
         (folder / WEIGHTS).unlink()

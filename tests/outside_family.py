@@ -13,7 +13,7 @@ from hf_latentgen import LevelsImageProcessor, LikelihoodTrainer
 from hf_latentgen.evaluation.baselines import image_baselines
 from hf_latentgen.evaluation.likelihood import exact_metrics
 from hf_latentgen.evaluation.metrics import best_baseline, show
-from hf_latentgen.evaluation.pictures import image_grid, likelihood_history
+from hf_latentgen.evaluation.pictures import image_grid
 from hf_latentgen.evaluation.samples import NUM_SAMPLES, prior_samples
 from hf_latentgen.families.family import Family, Measured
 from hf_latentgen.families.inputs import image_data, image_parts
@@ -87,8 +87,7 @@ def verify(checkpoint, data, options):
 
 def draw(checkpoint, data, results, seed):
     samples = prior_samples(checkpoint.model, NUM_SAMPLES, seed, ("sample",))["sample"]
-    grid = image_grid(samples, checkpoint.model.config.num_levels)
-    return {"samples": grid} | ({"history": likelihood_history(results)} if results.history else {})
+    return {"samples": image_grid(samples, checkpoint.model.config.num_levels)}
 
 
 def columns(results):

@@ -44,19 +44,32 @@ def screenshots(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def visit(server):
-    """The page, and the addresses that it has asked for."""
+def browser():
     with playwright.sync_playwright() as tools:
         browser = tools.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(PATIENCE)
-        asked, errors = [], []
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(server.url, wait_until="domcontentloaded")
-        page.locator("#sample_picture img").wait_for()
-        yield page, asked, errors
+        yield browser
         browser.close()
+
+
+def open_page(browser, url, width, height):
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.set_default_timeout(PATIENCE)
+    page.goto(url, wait_until="domcontentloaded")
+    page.locator("#sample_picture img").wait_for()
+    return page
+
+
+@pytest.fixture(scope="module")
+def visit(server, browser):
+    """The page, and the addresses that it has asked for."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(PATIENCE)
+    asked, errors = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(server.url, wait_until="domcontentloaded")
+    page.locator("#sample_picture img").wait_for()
+    return page, asked, errors
 
 
 @pytest.fixture
@@ -171,20 +184,26 @@ def test_reconstruct(page, checkpoints, tmp_path):
     page.mouse.move(x, y + 80, steps=12)
     page.mouse.up()
 
+    def shows_the_stroke():
+        """A bar from top to bottom, in the middle."""
+        levels = shown(page, "#seen")
+        return levels[10:-10, levels.shape[1] // 2].min() > 100 and levels[10:-10, 8].max() < 10
+
     def draws_a_stroke():
         button.click()
         time.sleep(2)
-        picture = shown(page, "#seen")
-        return picture is not None
+        return shows_the_stroke()
 
     wait_for(draws_a_stroke, "the stroke to reach the server")
-    page.locator("#reconstruction img").wait_for()
-    levels = shown(page, "#seen")
-    # A bar from top to bottom, in the middle.
-    assert levels[10:-10, levels.shape[1] // 2].min() > 100
-    assert levels[10:-10, 8].max() < 10
     assert re.search(r"^\d\.\d{3} bits per dimension", page.locator("#score").inner_text())
     assert "300 test images" in page.locator("#score").inner_text()
+    # Another model draws the same again, and nothing of the first one stays.
+    choose_model(page, tab, "aae")
+    page.get_by_text("mean squared error on [-1, 1].").wait_for()
+    assert shows_the_stroke()
+    choose_model(page, tab, "vae_plane")
+    page.get_by_text("bits per dimension.").wait_for()
+    assert shows_the_stroke()
 
     text = tmp_path / "notes.png"
     text.write_text("no picture")
@@ -194,6 +213,11 @@ def test_reconstruct(page, checkpoints, tmp_path):
     index = click_digit(page, "#digits", checkpoint, 13)
     expected = inference.reconstruct(checkpoint, inference.digit(checkpoint, index), 0)
     wait_for_picture(page, "#seen", expected[0])
+    wait_for_picture(page, "#reconstruction", expected[1])
+    choose_model(page, tab, "vae")
+    other = checkpoints["vae"]
+    wait_for_picture(page, "#reconstruction", inference.reconstruct(other, inference.digit(other, index), 0)[1])
+    choose_model(page, tab, "vae_plane")
     wait_for_picture(page, "#reconstruction", expected[1])
 
 
@@ -241,6 +265,78 @@ def test_text(page, checkpoints):
     expected = expected.replace("\r\n", "\n").replace("\r", "\n")
     written = page.locator("#written textarea")
     wait_for(lambda: written.input_value() == expected, "the whole text")
+
+
+@pytest.fixture(scope="module")
+def phone(server, browser):
+    page = open_page(browser, server.url, 390, 844)
+    yield page
+    page.close()
+
+
+# What is pressed in each tab, and where its result is.
+ON_A_PHONE = {
+    "Sample": ("Draw", "#sample_picture"),
+    "Latent map": ("#map", "#decoded"),
+    "Reconstruct": ("#digits", "#seen"),
+    "Interpolate": ("#to_sheet", "#interpolation"),
+    "Complete": ("Complete", "#completion"),
+    "Text": ("Write", "#written"),
+}
+
+
+@pytest.mark.parametrize("name", ON_A_PHONE)
+def test_on_a_phone_a_tab_starts_with_an_example_and_shows_its_result_where_one_looks(phone, screenshots, name):
+    pressed, result = ON_A_PHONE[name]
+    tab = open_tab(phone, name)
+    phone.locator(f"{result} textarea" if name == "Text" else f"{result} img").wait_for()
+    if name == "Text":
+        wait_for(
+            lambda: len(phone.locator("#written textarea").input_value()) > 20, "a text before a button is pressed"
+        )
+    phone.screenshot(path=screenshots / f"phone_{name}.png", full_page=True)
+    control = phone.locator(pressed) if pressed.startswith("#") else tab.get_by_role("button", name=pressed, exact=True)
+    control.scroll_into_view_if_needed()
+    control.click()
+    height = phone.viewport_size["height"]
+
+    def is_in_view():
+        box = phone.locator(result).bounding_box()
+        return box["y"] >= -1 and box["y"] + min(box["height"], 150) <= height
+
+    wait_for(is_in_view, f"the result of {name} to be seen")
+    time.sleep(0.5)
+    phone.screenshot(path=screenshots / f"phone_{name}_pressed.png")
+    assert is_in_view()
+
+
+def test_on_a_phone_all_tabs_are_seen_and_nothing_is_wider_than_the_page(phone):
+    for name in ON_A_PHONE:
+        tab = phone.get_by_role("tab", name=name, exact=True)
+        box = tab.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+        tab.click()
+        assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_on_a_phone_digits_to_choose_from_have_no_bands(phone, checkpoints):
+    open_tab(phone, "Interpolate")
+    sheet = inference.digit_sheet(checkpoints["vae_plane"])
+    box = phone.locator("#from_sheet").bounding_box()
+    assert box["height"] <= box["width"] * sheet.height / sheet.width + 8
+
+
+def test_figures_are_dark_where_the_page_is(server, browser, screenshots):
+    for theme, is_dark in (("light", False), ("dark", True)):
+        page = open_page(browser, f"{server.url}?__theme={theme}", 1280, 900)
+        open_tab(page, "Latent map")
+        page.locator("#map img").wait_for()
+        seen = np.asarray(Image.open(io.BytesIO(page.locator("#map img").screenshot())).convert("L"))
+        page.screenshot(path=screenshots / f"map_{theme}.png")
+        page.close()
+        assert (np.median(seen) < 60) == is_dark
+        assert (np.median(seen) > 195) != is_dark
 
 
 def test_nothing_is_asked_of_another_machine_and_nothing_fails_in_the_page(visit, server):

@@ -1,16 +1,21 @@
+import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hf_latentgen import LevelsImageProcessor
 from hf_latentgen.app import inference
-from hf_latentgen.app.checkpoints import NEEDS, default_checkpoints, load_checkpoints
+from hf_latentgen.app.checkpoints import FIRST_ROWS, MNIST, NEEDS, default_checkpoints, load_checkpoints
 from hf_latentgen.hub import loading
 from hub_common import make_results
+
+DATA = os.environ.get("HF_LATENTGEN_DATA")
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +72,38 @@ def test_a_latent_prior_draws_what_its_pipeline_draws(repository):
     assert np.array_equal(np.asarray(picture), np.asarray(inference.grid(checkpoint, drawn, 2, inference.GRID_WIDTH)))
     with pytest.raises(ValueError, match="Temperature must be 1 for a latent diffusion prior"):
         next(inference.sample(checkpoint, 4, 0.5, inference.ANY_CLASS, "mean", 3))
-    assert str(row) in default_checkpoints()
+    # Nothing else is done with it: its autoencoder is a row of its own.
+    assert names(load_checkpoints([str(row)]), "autoencoder") == set()
+
+
+def test_the_rows_that_a_tab_opens_on_stand_first():
+    rows = [Path(folder).name for folder in default_checkpoints()]
+    assert tuple(rows[: len(FIRST_ROWS)]) == FIRST_ROWS
+    assert len(set(rows)) == len(rows)
+
+
+def test_a_model_is_introduced_by_its_card(repository, checkpoints):
+    row = load_checkpoints([str(repository / "model_cards" / "vae_digits")])["vae_digits"]
+    assert row.about.startswith("A variational autoencoder of 8x8 images of scikit-learn digits: **")
+    assert "## Limitations" in row.card
+    # Pictures are not served, and metadata are for the Hub.
+    assert not any(word in row.card for word in ("![", "(images/", "library_name", "Gallery", "history.png"))
+    assert checkpoints["vae"].card == ""
+    assert checkpoints["vae"].about == "A variational autoencoder."
+    assert checkpoints["aae"].about == "An adversarial autoencoder."
+    on_the_hub = dataclasses.replace(row, name="ada/digits")
+    assert on_the_hub.about == f"{row.about} [Its card](https://huggingface.co/ada/digits)"
+
+
+def test_visitors_are_not_told_where_data_lies(folders, tmp_path):
+    folder = Path(shutil.copytree(folders["vae_other_size"], tmp_path / "row"))
+    for split in ("train", "test"):
+        for number in range(2):
+            target = tmp_path / "my_photos" / split
+            target.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (12, 12), 90 * number).save(target / f"{number}.png")
+    (folder / "run.json").write_text(json.dumps({"row": "row", "dataset": {"name": str(tmp_path / "my_photos")}}))
+    assert load_checkpoints([str(folder)])["row"].digits.source == "2 test images of my_photos"
 
 
 def test_models_of_eight_pixels_are_shown_the_test_digits(checkpoints):
@@ -77,7 +113,27 @@ def test_models_of_eight_pixels_are_shown_the_test_digits(checkpoints):
     assert "300 test images of scikit-learn digits" in digits.source
 
 
-@pytest.mark.parametrize("name", ["vae_mnist", "vae_other_size", "vae_colour"])
+def test_test_digits_of_mnist_travel_with_the_demo(checkpoints, data_root):
+    digits = checkpoints["vae_mnist"].digits
+    assert digits.levels.shape == (500, 1, 28, 28)
+    assert digits.source == "500 test images of MNIST"
+    assert np.bincount(digits.labels).min() > 30
+    # Strokes in the middle of an empty field.
+    assert digits.levels[..., :2].float().mean() < 0.01 * digits.levels[..., 10:18].float().mean()
+    assert sum(path.stat().st_size for path in MNIST.glob("*.gz")) < 100_000
+    assert "Attribution-ShareAlike" in (MNIST / "README.md").read_text()
+
+
+@pytest.mark.skipif("HF_LATENTGEN_DATA" not in os.environ, reason="HF_LATENTGEN_DATA does not name the folder of MNIST")
+def test_the_digits_that_travel_are_those_of_the_whole_test_split(folders):
+    folder = str(folders["vae_mnist"])
+    whole = load_checkpoints([folder], DATA)["vae_mnist"].digits
+    here = load_checkpoints([folder])["vae_mnist"].digits
+    assert torch.equal(whole.levels, here.levels)
+    assert np.array_equal(whole.labels, here.labels)
+
+
+@pytest.mark.parametrize("name", ["vae_other_size", "vae_colour"])
 def test_without_test_images_a_model_is_shown_its_own(checkpoints, name):
     # The digits in colour are the embedded ones, so only their size decides.
     digits = checkpoints[name].digits

@@ -86,6 +86,12 @@ def test_a_click_on_the_map_is_the_point_that_gets_the_ring(checkpoints):
     assert point_at(-50, 10_000, limit) == (-limit, -limit)
 
 
+def test_a_click_on_the_map_is_a_place_of_the_sliders(checkpoints):
+    numbers = inference.clicked_point(checkpoints["vae_plane"], 137.3, 211.8)
+    assert [round(number, 2) for number in numbers] == list(numbers)
+    assert all(abs(number / 0.05 - round(number / 0.05)) < 1e-9 for number in numbers)
+
+
 def test_the_map_shows_the_plane_where_it_says(checkpoints):
     """The axes end where the arithmetic of the clicks puts the edges."""
     picture = pixels(inference.latent_map(checkpoints["vae_plane"])).astype(int).sum(2)

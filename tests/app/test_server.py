@@ -1,9 +1,11 @@
 """The demo as a program of its own, asked by the client of gradio."""
 
 import hashlib
+import json
 import random
 import sys
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from PIL import Image
 
 from app_common import last
 from hf_latentgen.app import inference
+from hf_latentgen.app.checkpoints import load_checkpoints
 from hf_latentgen.app.inference import ANY_CLASS
 
 client_module = pytest.importorskip("gradio_client", reason='gradio is not installed: pip install -e ".[app]"')
@@ -85,6 +88,31 @@ def same_picture(path, expected):
 def test_the_names_of_the_endpoints_are_stable(client):
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert set(named) == set(ENDPOINTS)
+
+
+def test_a_page_without_a_model_for_a_tab_says_so_and_has_nothing_to_press(folders):
+    from hf_latentgen.app.interface import build
+
+    components = build(load_checkpoints([str(folders["vae"])])).get_config_file()["components"]
+    buttons = {part["props"].get("value"): part["props"] for part in components if part["type"] == "button"}
+    assert {
+        name: buttons[name]["interactive"] for name in ("Draw", "Reconstruct the drawing", "Write", "Complete")
+    } == {
+        "Draw": True,
+        "Reconstruct the drawing": True,
+        "Write": False,
+        "Complete": False,
+    }
+    texts = [part["props"].get("value", "") for part in components if part["type"] == "markdown"]
+    assert any("needs a transformer of text" in text for text in texts)
+
+
+def test_the_page_tells_no_path_of_the_machine(server, folders):
+    with urllib.request.urlopen(f"{server.url.rstrip('/')}/config") as answer:
+        config = json.load(answer)
+    shown = json.dumps([part["props"].get("value") for part in config["components"] if part["type"] == "markdown"])
+    assert str(folders["vae"].parent) not in shown
+    assert str(Path.home()) not in shown
 
 
 def test_pictures_are_those_of_the_functions_behind(client, checkpoints):

@@ -66,6 +66,9 @@ class TestCommonBehaviours(CommonModelTests):
         inputs = {"pixel_values": torch.randint(0, config.num_levels, (batch_size, 1, 8, 8))}
         return inputs | {"labels": LABELS[:batch_size]} if config.num_clusters is None else inputs
 
+    def forward(self, model, inputs):
+        return model(**inputs, return_loss=True)
+
     def test_two_examples_can_be_learned(self, config):
         # The losses of two players pull against each other: only reconstruction and classification have to fall.
         model = self.model_class(config).train()
@@ -137,9 +140,30 @@ def test_generator_step_raises_the_opinion_of_each_discriminator(levels, code):
 
     before = opinion()
     optimizer = torch.optim.SGD(model.encoder.parameters(), lr=1e-2)
-    model(levels).loss.backward()
+    model(levels, return_loss=True).loss.backward()
     optimizer.step()
     assert opinion() > before + 1e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fields", [{}, {"num_clusters": 6}], ids=["classes", "clusters"])
+def test_there_is_a_loss_with_labels_while_training_or_when_asked_for(levels, fields):
+    model = make_model(**fields)
+    assert model(levels).loss is None
+    assert model(levels, return_loss=True).loss.isfinite()
+    if not fields:
+        assert model(levels, labels=LABELS).loss.isfinite()
+        assert model(levels, labels=LABELS, return_loss=False).loss is None
+    assert model.train()(levels).loss.isfinite()
+    assert model(levels, return_loss=False).loss is None
+
+
+def test_class_codes_are_called_after_their_classes():
+    assert make_model().code_names == ["0", "1", "2", "3"]
+    named = make_model(id2label=dict(enumerate(["cat", "dog", "bird", "fish"])), num_clusters=5)
+    assert named.code_names == ["0", "1", "2", "3", "4"]
+    named.config.cluster_labels = [3, 0, 0, 1, 2]
+    assert named.code_names == ["fish", "cat", "cat", "dog", "bird"]
 
 
 @torch.no_grad()
@@ -149,11 +173,12 @@ def test_supervised_loss_is_divided_by_the_whole_batch(levels):
     log_probabilities = output.logits.log_softmax(1)
     expected = [0.0 if label < 0 else -log_probabilities[row, label].item() for row, label in enumerate(LABELS)]
     torch.testing.assert_close(output.supervised_loss, torch.tensor(expected))
-    torch.testing.assert_close(output.loss, model(levels).loss + 0.5 * sum(expected) / 5)
+    unlabelled = model(levels, return_loss=True).loss
+    torch.testing.assert_close(output.loss, unlabelled + 0.5 * sum(expected) / 5)
     assert model(levels).supervised_loss is None
     without = model(levels, labels=torch.full((5,), -100))
     assert torch.equal(without.supervised_loss, torch.zeros(5))
-    torch.testing.assert_close(without.loss, model(levels).loss)
+    torch.testing.assert_close(without.loss, unlabelled)
 
 
 def test_unlabelled_images_teach_no_class(levels):
@@ -198,7 +223,7 @@ def test_logits_of_named_clusters_are_those_of_the_classes(levels):
             share = sum(p for p, name in zip(code_probabilities, names, strict=True) if name == label)
             assert logits[image, label].exp().item() == pytest.approx(share, abs=1e-6)
     # Names change what is said about the codes and nothing else.
-    torch.testing.assert_close(named(levels).loss, unnamed(levels).loss)
+    torch.testing.assert_close(named(levels, return_loss=True).loss, unnamed(levels, return_loss=True).loss)
     torch.testing.assert_close(named.code_probabilities(levels), clusters.softmax(1))
 
 
@@ -292,7 +317,7 @@ def test_every_combination_of_options_is_saved_and_loaded(kind, architecture, le
         loaded, report = model_class.from_pretrained(tmp_path, output_loading_info=True)
         assert not any(report.values()), options
         expected, found = (
-            tensors(one(**inputs, sample_posterior=True, sample_prior=True, generator=seeded()))
+            tensors(one(**inputs, sample_posterior=True, sample_prior=True, generator=seeded(), return_loss=True))
             for one in (model, loaded)
         )
         assert expected.keys() >= {"loss", "reconstruction_loss", "generator_loss", "real_loss", "fake_loss"}
@@ -307,7 +332,8 @@ def test_checkpoint_with_other_discriminators_is_refused(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
-def test_pipeline_of_a_saved_classifier_names_the_most_likely_class(tmp_path):
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_pipeline_of_a_saved_classifier_names_the_most_likely_class(tmp_path, batch_size):
     names = {0: "zero", 1: "one", 2: "two", 3: "three"}
     config = AAEConfig(**(TINY | ARCHITECTURES["mlp"]), id2label=names)
     model = AAEForImageClassification(config).eval()
@@ -321,7 +347,7 @@ def test_pipeline_of_a_saved_classifier_names_the_most_likely_class(tmp_path):
     expected = [names[number] for number in logits.argmax(1).tolist()]
     assert len(set(expected)) > 1
     classify = pipeline("image-classification", model=str(tmp_path), device="cpu")
-    answers = classify(images)
+    answers = classify(images, batch_size=batch_size)
     assert [answer[0]["label"] for answer in answers] == expected
     found = [answer[0]["score"] for answer in answers]
     assert found == pytest.approx(logits.softmax(1).amax(1).tolist(), rel=1e-5)

@@ -186,7 +186,7 @@ def prior(results):
 
 
 def test_card_of_a_latent_prior(prior):
-    card = render(prior, ["samples.png", "samples_own_prior.png"])
+    card = render(prior, ["samples_mean.png", "samples.png", "samples_own_prior.png"])
     assert card.data.library_name == "diffusers"
     for text in (
         "A latent diffusion prior of 8x8 images of scikit-learn digits: a denoiser draws the latents",
@@ -197,7 +197,7 @@ def test_card_of_a_latent_prior(prior):
         "| in domain frechet distance of means of encoded | 9.50 |",
         "0.9900 (epoch 1) at the first evaluation, 0.9200 (epoch 2) at the best",
         f'LatentGenPipeline.from_pretrained("{REPO_ID}")',
-        "![Samples from the prior that the autoencoder was trained with](images/samples_own_prior.png)",
+        "![Samples of the diffusion: the mean level of each pixel](images/samples_mean.png)",
     ):
         assert text in str(card)
     assert "bits/dim" not in str(card)

@@ -23,7 +23,8 @@ from hf_latentgen.families import inputs
 from hf_latentgen.families.family import Options
 from hf_latentgen.rows import evaluation as rows_evaluation
 from hf_latentgen.rows.cards import card_text
-from hf_latentgen.rows.evaluation import check_row, evaluate, write_evaluation
+from hf_latentgen.rows.evaluation import check_row, evaluate, redraw, write_evaluation
+from hf_latentgen.rows.recipes import evaluations
 from rows_common import names, save_checkpoint, save_vae, write_run
 
 IMAGES = [
@@ -99,6 +100,38 @@ def test_scores_and_where_they_come_from(evaluation):
     assert results.evaluation["seed"] == 1
     assert results.evaluation["versions"]["torch"] == torch.__version__
     assert results.has_provenance
+
+
+def test_a_row_is_drawn_again_and_its_results_stay(evaluation, checkpoint, tmp_path):
+    row = write_evaluation(evaluation, checkpoint, tmp_path / "row")
+    before = {path: path.read_bytes() for path in sorted(row.rglob("*")) if path.is_file()}
+    shutil.copy(row / "images" / "samples.png", row / "images" / "samples_epoch_003.png")
+    for path in (row / "images").glob("[!s]*.png"):
+        path.write_bytes(b"of another time")
+    redraw(row)
+    assert {path: path.read_bytes() for path in before} == before
+    assert (row / "images" / "samples_epoch_003.png").is_file()
+
+
+def test_of_a_row_without_weights_only_the_curve_is_drawn_again(evaluation, checkpoint, tmp_path):
+    row = write_evaluation(evaluation, checkpoint, tmp_path / "row")
+    curve = (row / "images" / "history.png").read_bytes()
+    (row / "model.safetensors").unlink()
+    for path in (row / "images").iterdir():
+        path.write_bytes(b"of another time")
+    redraw(row)
+    assert (row / "images" / "history.png").read_bytes() == curve
+    assert (row / "images" / "samples.png").read_bytes() == b"of another time"
+
+
+def test_an_evaluation_knows_what_training_images_scored_since_the_last_one():
+    logs = [{"loss": 1, "bits": 4.0}, {"loss": 1, "bits": 3.0}, {"eval_loss": 1, "step": 2}, {"loss": 1, "bits": 2.0}]
+    logs += [{"eval_loss": 1, "step": 3}, {"eval_loss": 1, "step": 4}, {"train_runtime": 1}]
+    assert evaluations(logs, "bits") == [
+        {"eval_loss": 1, "step": 2, "train_bits": 3.5},
+        {"eval_loss": 1, "step": 3, "train_bits": 2.0},
+        {"eval_loss": 1, "step": 4},
+    ]
 
 
 def test_same_seed_gives_the_same_numbers_and_pictures(trained, few_images):

@@ -1,5 +1,6 @@
 """The checkpoints that the demo offers, each with images to compare with."""
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import cast
 import numpy as np
 import torch
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from torch import Tensor
 
 from hf_latentgen.data import LevelsDataset, load_images, usable_labels
@@ -26,6 +28,10 @@ NUM_DIGITS = 500
 # A transformer draws its images pixel by pixel.
 NUM_DRAWN_DIGITS = 20
 BATCH_SIZE = 100
+# As many test digits of MNIST, for where the whole data set is not at hand.
+MNIST = Path(__file__).with_name("mnist")
+# A tab opens on the first of these that fits it: the best one, or the one that shows best what the tab is about.
+FIRST_ROWS = ("prior_vae_mnist", "vae_mnist_4bit_fast", "vae_mnist_4bit_2d", "aae_mnist", "local_mnist_4bit")
 
 
 @dataclass
@@ -48,6 +54,8 @@ class Checkpoint:
     data_dir: str | None = None
     # Where a latent diffusion draws what the model decodes.
     prior: LatentGenPipeline | None = None
+    # Its model card as it is shown here: without pictures, whose files are not served.
+    card: str = ""
 
     @property
     def images(self) -> LevelsImageProcessor:
@@ -58,6 +66,14 @@ class Checkpoint:
     def family(self) -> str:
         """What kind of model it is, in words."""
         return self.model.kind if self.prior is None else "latent diffusion prior"
+
+    @property
+    def about(self) -> str:
+        """A sentence on what it is, the first one of its card, and a link where the card is on the Hub."""
+        paragraphs = [text for text in self.card.split("\n\n") if text.strip() and not text.startswith("#")]
+        kind = f"{'An' if self.family[0] in 'aeiou' else 'A'} {self.family}."
+        link = f" [Its card](https://huggingface.co/{self.name})" if "/" in self.name else ""
+        return " ".join((paragraphs[0] if paragraphs else kind).split()) + link
 
     @property
     def title(self) -> str:
@@ -91,6 +107,8 @@ class Checkpoint:
         name = self.dataset or {8: "digits", 28: "mnist"}.get(config.image_size, "")
         # By its path, a folder is read without asking the Hub.
         folder = Path(data_root(self.data_dir) or "", name)
+        if name == "mnist" and not folder.is_dir():
+            folder = MNIST
         if name == "digits" or (name and folder.is_dir()):
             dataset = cast(Dataset, load_images("digits" if name == "digits" else folder, "test"))
             rows = np.linspace(0, len(dataset) - 1, min(NUM_DIGITS, len(dataset))).astype(int)
@@ -132,8 +150,9 @@ class Checkpoints(dict[str, Checkpoint]):
     """Checkpoints by name."""
 
     def fitting(self, need: str) -> list[Checkpoint]:
-        """Those that fit a need, one of `NEEDS`."""
-        return [checkpoint for checkpoint in self.values() if NEEDS[need][1](checkpoint.model)]
+        """Those that fit a need, one of `NEEDS`; a prior only samples, its autoencoder is a row of its own."""
+        fitting = (checkpoint for checkpoint in self.values() if NEEDS[need][1](checkpoint.model))
+        return [checkpoint for checkpoint in fitting if checkpoint.prior is None or need == "sample"]
 
     def pick(self, name: str | None, need: str) -> Checkpoint:
         """The checkpoint of a name. Raises: ValueError when there is none, or it does not fit the need."""
@@ -147,15 +166,15 @@ class Checkpoints(dict[str, Checkpoint]):
 
 
 def default_checkpoints() -> list[str]:
-    """The rows of the clone that hold weights, the last names first: a VAE of MNIST makes the best beginning.
+    """The rows of the clone that hold weights, those of `FIRST_ROWS` first, then the last names.
 
     Raises:
         ValueError: there are none, as where the package was installed without its repository.
     """
-    rows = [str(folder) for folder in row_folders() if has_weights(folder)]
+    rows = {folder.name: str(folder) for folder in reversed(row_folders()) if has_weights(folder)}
     if not rows:
         raise ValueError("CHECKPOINT must be given here, one or more folders or Hub ids: no trained model is at hand")
-    return rows[::-1]
+    return [rows[name] for name in dict.fromkeys([*FIRST_ROWS, *rows]) if name in rows]
 
 
 def load_checkpoints(paths: list[str], data_dir: str | None = None) -> Checkpoints:
@@ -179,5 +198,15 @@ def load_checkpoints(paths: list[str], data_dir: str | None = None) -> Checkpoin
             prior = LatentGenPipeline(*found.parts)
             prior.set_progress_bar_config(disable=True)
         dataset = read_record(found.folder).get("dataset")
-        checkpoints[name] = Checkpoint(name, found.model, found.processor, dataset, data_dir, prior)
+        card = read_card(found.folder)
+        checkpoints[name] = Checkpoint(name, found.model, found.processor, dataset, data_dir, prior, card)
     return checkpoints
+
+
+def read_card(folder: Path) -> str:
+    """The model card in a folder without its metadata and its pictures, empty where there is none."""
+    if not (folder / "README.md").is_file():
+        return ""
+    text = ModelCard((folder / "README.md").read_text(encoding="utf-8"), ignore_metadata_errors=True).text
+    without_list = re.sub(r"^## Pictures\n.*?(?=^## |\Z)", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"!\[[^\]]*\]\([^)]*\)", "", without_list).strip()

@@ -35,6 +35,8 @@ SINGLE_WIDTH, GRID_WIDTH, STRIP_WIDTH = 224, 560, 1100
 PADDING = 2
 SHEET_COLUMNS = 10
 MAP_CELLS = 20
+# Of a latent number, between two places of a slider.
+MAP_STEP = 0.05
 # Share of the image that the ink of a digit fills: MNIST leaves a border of four pixels, the 8x8 digits leave none.
 INK_SHARE = {28: 20 / 28}
 # Ink fainter than this does not count as drawn.
@@ -124,8 +126,9 @@ def marked_map(checkpoint: Checkpoint, first: float, second: float) -> Image.Ima
 
 
 def clicked_point(checkpoint: Checkpoint, x: float, y: float) -> tuple[float, float]:
-    """The two latent numbers at a pixel of the map."""
-    return point_at(x, y, map_limit(checkpoint))
+    """The two latent numbers at a pixel of the map, as steps of the sliders can say them."""
+    first, second = (round(round(number / MAP_STEP) * MAP_STEP, 2) for number in point_at(x, y, map_limit(checkpoint)))
+    return first, second
 
 
 def open_picture(path: str | bytes | None) -> Image.Image:

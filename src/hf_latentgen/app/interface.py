@@ -5,12 +5,18 @@ import gradio as gr  # pyright: ignore[reportMissingImports]
 from hf_latentgen.app.checkpoints import Checkpoints
 from hf_latentgen.app.tabs import complete_tab, interpolate_tab, map_tab, reconstruct_tab, sample_tab, text_tab
 
-# Pixels are shown as squares, never smoothed.
+# Pixels are shown as squares, never smoothed. The map stands beside all else where there is room for it. Figures on a
+# dark page are dark, and keep their colours.
 CSS = """
 .pixels img { image-rendering: pixelated; }
 .gradio-container, .gradio-container main { width: 100% !important; }
 .gradio-container { max-width: 1180px !important; margin: auto !important; }
 #drawing { max-width: 400px; }
+@media (min-width: 768px) {
+    #map_row { display: grid; grid: "choice map" auto "drawn map" 1fr / 2fr 3fr; }
+    #map_row > :nth-child(2) { grid-area: map; }
+}
+.dark .figure img { filter: invert(1) hue-rotate(180deg); }
 """
 # The canvas waits for the choice of a tool, and the brush is the one that everybody wants.
 CHOOSE_BRUSH = """() => {
@@ -31,16 +37,13 @@ def build(checkpoints: Checkpoints) -> gr.Blocks:
             "# Looking into generative models\n"
             "Small models that learned to make digits or texts. Pick a tab, pick a model, and try."
         )
-        with gr.Tab("Sample"):
+        # On a phone all of them are seen, in several lines.
+        with gr.Tabs(overflow_behavior="wrap"):
             first_sample = sample_tab(checkpoints)
-        map_tab(checkpoints)
-        with gr.Tab("Reconstruct") as tab:
-            reconstruct_tab(checkpoints)
-        tab.select(None, js=CHOOSE_BRUSH)
-        interpolate_tab(checkpoints)
-        with gr.Tab("Complete"):
+            map_tab(checkpoints)
+            reconstruct_tab(checkpoints).select(None, js=CHOOSE_BRUSH)
+            interpolate_tab(checkpoints)
             complete_tab(checkpoints)
-        with gr.Tab("Text"):
             text_tab(checkpoints)
         if checkpoints.fitting("sample"):
             page.load(**first_sample, api_visibility="private")

@@ -15,10 +15,12 @@ from hf_latentgen.models.modeling_latentgen import LatentGenModel
 
 NUM_SAMPLES = 64
 NUM_RECONSTRUCTIONS = 32
-NUM_INTERPOLATIONS = 8
+NUM_INTERPOLATIONS, NUM_STEPS = 8, 8
+SAMPLE_AND_NEAREST = ("sample", "nearest\ntraining image")
 # Test images that are completed, and completions of each.
 NUM_COMPLETED = 8
 NUM_COMPLETIONS = 7
+COMPLETION_COLUMNS = ("test image", *(f"way {number + 1}" for number in range(NUM_COMPLETIONS)))
 
 
 @torch.no_grad()
@@ -97,15 +99,20 @@ def autoencoder_pictures(
     pictures = {"samples": image_grid(samples, num_levels)}
     nearest, _ = nearest_images(samples[:NUM_RECONSTRUCTIONS], train.levels)
     pictures["samples_above_nearest_training_images"] = reconstruction_grid(
-        samples[:NUM_RECONSTRUCTIONS], train.levels[nearest], num_levels
+        samples[:NUM_RECONSTRUCTIONS], train.levels[nearest], num_levels, labels=SAMPLE_AND_NEAREST
     )
     # A test file may be sorted by class: the images shown are spread over all of it.
     shown = test.levels[spread_indices(len(test), NUM_RECONSTRUCTIONS)]
     reconstructions = model.reconstruct(shown.to(model.device)).cpu()
     pictures["reconstructions"] = reconstruction_grid(shown, reconstructions, num_levels)
-    pairs = test.levels[spread_indices(len(test), 2 * NUM_INTERPOLATIONS)].to(model.device).unflatten(0, (2, -1))
-    steps = model.interpolate(*pairs, num_steps=8).flatten(0, 1).cpu()
-    pictures["interpolations"] = image_grid(steps, num_levels, columns=8)
+    first, last = test.levels[spread_indices(len(test), 2 * NUM_INTERPOLATIONS)].unflatten(0, (2, -1))
+    steps = model.interpolate(first.to(model.device), last.to(model.device), NUM_STEPS).cpu()
+    pictures["interpolations"] = image_grid(
+        torch.cat([first.unsqueeze(1), steps, last.unsqueeze(1)], 1).flatten(0, 1),
+        num_levels,
+        columns=NUM_STEPS + 2,
+        column_labels=["test image", *(f"{step / (NUM_STEPS - 1):.0%}" for step in range(NUM_STEPS)), "test image"],
+    )
     if model.num_latents == 2:
         if model.has_gaussian_prior:
             pictures["manifold"] = manifold_grid(model.manifold(), num_levels)

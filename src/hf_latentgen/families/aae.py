@@ -11,7 +11,7 @@ from hf_latentgen.evaluation.distances import energy_distance_test, moment_score
 from hf_latentgen.evaluation.features import in_domain_scores
 from hf_latentgen.evaluation.latents import linear_probe_accuracy
 from hf_latentgen.evaluation.metrics import main_reference, show
-from hf_latentgen.evaluation.pictures import history_plot, image_grid
+from hf_latentgen.evaluation.pictures import image_grid
 from hf_latentgen.evaluation.results import Results
 from hf_latentgen.evaluation.samples import (
     NUM_SAMPLES,
@@ -100,15 +100,18 @@ def verify(checkpoint: Checkpoint, data: Data, options: Options) -> dict[str, fl
 
 
 def draw(checkpoint: Checkpoint, data: Data, results: Results, seed: int) -> dict[str, Image.Image]:
-    """Samples, reconstructions, interpolations, the latent plane, styles of a classifier, the curve of the training."""
+    """Samples, reconstructions, interpolations, the latent plane, styles of a classifier."""
     model = checkpoint.model
     pictures = autoencoder_pictures(model, data.train, data.test, seed)
     if model.hub_task == CLASSIFIER_TASK:
         grid = model.style_grid(NUM_STYLES, torch.Generator().manual_seed(seed))
-        pictures["styles"] = image_grid(grid, model.config.num_levels, columns=model.num_codes)
-    if results.history:
-        label = "reconstruction loss"
-        pictures["history"] = history_plot(results.history, metric="reconstruction_loss", label=label)
+        pictures["styles"] = image_grid(
+            grid,
+            model.config.num_levels,
+            columns=model.num_codes,
+            row_labels=[f"style {number + 1}" for number in range(NUM_STYLES)],
+            column_labels=model.code_names,
+        )
     return pictures
 
 

@@ -116,7 +116,7 @@ class Family:
         load_data: the splits, from a checkpoint, the name of a data set, the split to score and a folder of local data.
         measure: the scores on all of the test split.
         verify: the scores that can be computed again in a minute or so, named as those of `measure`.
-        draw: the pictures of a row by name.
+        draw: the pictures of a row by name, but for the curve of its training.
         columns: cells of its table by the title of their column, but for those of every table.
         template: the template of its card.
         options: fields of [`Options`] that it has a use for.

@@ -5,7 +5,6 @@ from pathlib import Path
 from PIL import Image
 
 from hf_latentgen.evaluation.metrics import best_baseline, main_reference, show
-from hf_latentgen.evaluation.pictures import likelihood_history
 from hf_latentgen.evaluation.results import Results
 from hf_latentgen.evaluation.text import (
     PROMPT_LENGTH,
@@ -36,8 +35,8 @@ def verify(checkpoint: Checkpoint, data: Data, options: Options) -> dict[str, fl
 
 
 def draw(checkpoint: Checkpoint, data: Data, results: Results, seed: int) -> dict[str, Image.Image]:
-    """The curve of the training."""
-    return {"history": likelihood_history(results, "bits_per_byte", "bits per byte")} if results.history else {}
+    """Nothing: a model of texts has no pictures of its own."""
+    return {}
 
 
 def columns(results: Results) -> dict[str, str]:

@@ -7,12 +7,13 @@ from PIL import Image
 from hf_latentgen.evaluation.baselines import image_baselines
 from hf_latentgen.evaluation.likelihood import exact_metrics, fresh_model, image_nats
 from hf_latentgen.evaluation.metrics import best_baseline, main_reference, show
-from hf_latentgen.evaluation.pictures import image_grid, likelihood_history, reconstruction_grid
+from hf_latentgen.evaluation.pictures import image_grid, reconstruction_grid
 from hf_latentgen.evaluation.results import Results
 from hf_latentgen.evaluation.samples import (
-    NUM_COMPLETIONS,
+    COMPLETION_COLUMNS,
     NUM_RECONSTRUCTIONS,
     NUM_SAMPLES,
+    SAMPLE_AND_NEAREST,
     completions,
     memory_check,
     nearest_images,
@@ -52,21 +53,23 @@ def verify(checkpoint: Checkpoint, data: Data, options: Options) -> dict[str, fl
 
 
 def draw(checkpoint: Checkpoint, data: Data, results: Results, seed: int) -> dict[str, Image.Image]:
-    """Samples, alone and above the nearest training images, completions, and the curve of the training."""
+    """Samples, alone and above the nearest training images, and completions."""
     model = checkpoint.model
     num_levels = model.config.num_levels
     samples = prior_samples(model, NUM_SAMPLES, seed, ("sample",))["sample"]
     nearest, _ = nearest_images(samples[:NUM_RECONSTRUCTIONS], data.train.levels)
-    pictures = {
+    return {
         "samples": image_grid(samples, num_levels),
         "samples_above_nearest_training_images": reconstruction_grid(
-            samples[:NUM_RECONSTRUCTIONS], data.train.levels[nearest], num_levels
+            samples[:NUM_RECONSTRUCTIONS], data.train.levels[nearest], num_levels, labels=SAMPLE_AND_NEAREST
         ),
-        "completions": image_grid(completions(model, data.test, seed), num_levels, columns=1 + NUM_COMPLETIONS),
+        "completions": image_grid(
+            completions(model, data.test, seed),
+            num_levels,
+            columns=len(COMPLETION_COLUMNS),
+            column_labels=COMPLETION_COLUMNS,
+        ),
     }
-    if results.history:
-        pictures["history"] = likelihood_history(results)
-    return pictures
 
 
 def columns(results: Results) -> dict[str, str]:

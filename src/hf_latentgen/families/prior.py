@@ -13,11 +13,12 @@ from hf_latentgen.evaluation.distances import class_histogram_kl, coverage_and_r
 from hf_latentgen.evaluation.features import classifier_features
 from hf_latentgen.evaluation.likelihood import BAR
 from hf_latentgen.evaluation.metrics import show
-from hf_latentgen.evaluation.pictures import history_plot, image_grid, reconstruction_grid
+from hf_latentgen.evaluation.pictures import image_grid, reconstruction_grid
 from hf_latentgen.evaluation.results import Results
 from hf_latentgen.evaluation.samples import (
     NUM_RECONSTRUCTIONS,
     NUM_SAMPLES,
+    SAMPLE_AND_NEAREST,
     memory_check,
     nearest_images,
     spread_indices,
@@ -105,7 +106,7 @@ def verify(checkpoint: Checkpoint, data: Data, options: Options) -> dict[str, fl
 
 
 def draw(checkpoint: Checkpoint, data: Data, results: Results, seed: int) -> dict[str, Image.Image]:
-    """Samples of both priors, drawn and as means, samples above the nearest training images, the curve."""
+    """Samples of both priors, drawn and as means, samples above the nearest training images."""
     pipe, train = LatentGenPipeline(*checkpoint.parts), data.train
     num_levels, pictures = pipe.model.config.num_levels, {}
     for source, name in (("diffusion", "samples"), ("own_prior", "samples_own_prior")):
@@ -114,10 +115,9 @@ def draw(checkpoint: Checkpoint, data: Data, results: Results, seed: int) -> dic
             pictures[f"{name}{suffix}"] = image_grid(levels, num_levels)
     samples = drawn_images(pipe, "diffusion", "sample", NUM_RECONSTRUCTIONS, train, seed)
     nearest, _ = nearest_images(samples, train.levels)
-    pictures["samples_above_nearest_training_images"] = reconstruction_grid(samples, train.levels[nearest], num_levels)
-    if results.history:
-        label = "mean squared error of the velocity"
-        pictures["history"] = history_plot(results.history, metric="velocity_mse", label=label)
+    pictures["samples_above_nearest_training_images"] = reconstruction_grid(
+        samples, train.levels[nearest], num_levels, labels=SAMPLE_AND_NEAREST
+    )
     return pictures
 
 
@@ -190,5 +190,10 @@ PRIOR = Family(
     history=("velocity_mse", "mean squared error of the velocity"),
     tags=("latent-diffusion", "image-generation"),
     library="diffusers",
+    captions={
+        "samples_mean.png": "Samples of the diffusion: the mean level of each pixel",
+        "samples.png": "The same latents, each pixel drawn from its distribution",
+    },
+    thumbnail="samples_mean",
     best_by=("mnist", "in_domain_frechet_distance"),
 )

@@ -14,7 +14,7 @@ from hf_latentgen.evaluation.latents import (
 )
 from hf_latentgen.evaluation.likelihood import evaluate_likelihood, untrained_metrics
 from hf_latentgen.evaluation.metrics import best_baseline, main_reference, show, tighter_bounds
-from hf_latentgen.evaluation.pictures import image_grid, likelihood_history
+from hf_latentgen.evaluation.pictures import image_grid
 from hf_latentgen.evaluation.results import Results
 from hf_latentgen.evaluation.samples import autoencoder_pictures, memory_check, prior_samples, reconstruction_mse
 from hf_latentgen.families.family import Data, Family, Measured, Options
@@ -61,14 +61,12 @@ def verify(checkpoint: Checkpoint, data: Data, options: Options) -> dict[str, fl
 
 
 def draw(checkpoint: Checkpoint, data: Data, results: Results, seed: int) -> dict[str, Image.Image]:
-    """Samples, their means and modes, reconstructions, interpolations, the latent plane, the curve of the training."""
+    """Samples, their means and modes, reconstructions, interpolations, the latent plane."""
     model = checkpoint.model
     pictures = autoencoder_pictures(model, data.train, data.test, seed)
     samples = prior_samples(model, NUM_SAMPLES, seed)
-    pictures |= {f"samples_{kind}": image_grid(samples[kind], model.config.num_levels) for kind in ("mode", "mean")}
-    if results.history:
-        pictures["history"] = likelihood_history(results)
-    return pictures
+    grids = {f"samples_{kind}": image_grid(samples[kind], model.config.num_levels) for kind in ("mode", "mean")}
+    return pictures | grids
 
 
 def columns(results: Results) -> dict[str, str]:
@@ -97,5 +95,10 @@ VAE = Family(
     template=Path(__file__).with_name("vae.md.jinja"),
     options=("num_importance_samples", "compile"),
     tags=("variational-autoencoder", "image-generation"),
+    captions={
+        "samples_mean.png": "Samples from the prior: the mean level of each pixel",
+        "samples.png": "The same latents, each pixel drawn from its distribution",
+    },
+    thumbnail="samples_mean",
     best_by=("mnist", "bits_per_dim"),
 )

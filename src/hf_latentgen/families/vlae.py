@@ -8,7 +8,7 @@ from PIL import Image
 from hf_latentgen.evaluation.likelihood import shares_of_latents
 from hf_latentgen.evaluation.pictures import image_grid
 from hf_latentgen.evaluation.results import Results
-from hf_latentgen.evaluation.samples import completions, same_code_samples
+from hf_latentgen.evaluation.samples import COMPLETION_COLUMNS, completions, same_code_samples
 from hf_latentgen.families import vae
 from hf_latentgen.families.family import Data, Family, Measured, Options
 from hf_latentgen.families.inputs import image_data, image_parts
@@ -35,8 +35,10 @@ def draw(checkpoint: Checkpoint, data: Data, results: Results, seed: int) -> dic
     for groups in range(1, 1 + len(model.latent_sizes)):
         drawn = same_code_samples(model, data.test, NUM_DRAWN, groups, generator)
         name = "same_code" if groups == len(model.latent_sizes) else f"same_code_groups_{groups}"
-        pictures[name] = image_grid(drawn, num_levels, columns=1 + NUM_DRAWN)
-    pictures["completions"] = image_grid(completions(model, data.test, seed), num_levels)
+        labels = ["test image", *(f"drawn {number + 1}" for number in range(NUM_DRAWN))]
+        pictures[name] = image_grid(drawn, num_levels, columns=1 + NUM_DRAWN, column_labels=labels)
+    ways = completions(model, data.test, seed)
+    pictures["completions"] = image_grid(ways, num_levels, len(COMPLETION_COLUMNS), column_labels=COMPLETION_COLUMNS)
     return pictures
 
 

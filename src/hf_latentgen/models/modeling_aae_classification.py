@@ -2,6 +2,7 @@
 """The adversarial autoencoder that classifies, with few labels or none."""
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -52,13 +53,14 @@ class AAEForImageClassification(AAEModel):
         sample_posterior: bool | None = None,
         sample_prior: bool | None = None,
         generator: torch.Generator | None = None,
-        return_loss: bool = True,
+        return_loss: bool | None = None,
     ) -> AAEOutput:
         """The losses of each image, the class logits, and the objective.
 
         Arguments as in [`AAEModel.forward`], but every label other than -100 adds
         `supervised_weight * cross-entropy` to the objective; the sum over labelled images is divided by the whole
-        batch.
+        batch. When `return_loss` is None there is a loss while training and with labels, as of any classifier: a
+        pipeline divides an output into its images, and a loss is of none.
 
         Raises:
             ValueError: bad levels, labels out of range, or labels for a model with `num_clusters`.
@@ -94,7 +96,7 @@ class AAEForImageClassification(AAEModel):
             log_codes = all_logits.log_softmax(1)
             log_mean = log_codes.logsumexp(0) - math.log(len(log_codes))
             output.balance_loss = (log_codes.exp() * log_mean).sum(1).view(len(views), batch_size).mean(0)
-        if return_loss:
+        if self.training or labels is not None if return_loss is None else return_loss:
             output.loss = self._objective(output)
         return output
 
@@ -124,6 +126,16 @@ class AAEForImageClassification(AAEModel):
     def num_sample_classes(self) -> int:
         """How many classes, or clusters, `sample` can be asked for."""
         return self.num_codes
+
+    @property
+    def code_names(self) -> list[str]:
+        """What each class code stands for: the name of its class, of a cluster without a name its number."""
+        labels = self.config.cluster_labels if self.config.num_clusters else range(self.num_codes)
+        if labels is None:
+            return [str(number) for number in range(self.num_codes)]
+        names = cast(dict[int, str], self.config.id2label)
+        # As transformers calls a class without a name.
+        return [names[label].removeprefix("LABEL_") for label in labels]
 
     @torch.no_grad()
     def sample(

@@ -108,8 +108,7 @@ class ImageAutoencoderModel(LatentGenModel):
         check_at_least("grid_size", grid_size, 1)
         if self.num_latents != 2:
             raise ValueError(f"manifold needs a latent plane, got {self.num_latents} latent dimensions")
-        quantiles = (torch.arange(grid_size, device=self.device) + 0.5) / grid_size
-        axis = torch.special.ndtri(quantiles)
+        axis = manifold_axis(grid_size).to(self.device)
         second, first = torch.meshgrid(axis.flip(0), axis, indexing="ij")
         return self.decode(torch.stack([first, second], -1).flatten(0, 1)).mean
 
@@ -123,3 +122,8 @@ class ImageAutoencoderModel(LatentGenModel):
 
     def _check_levels(self, pixel_values: Tensor) -> None:
         check_levels(pixel_values, self.config.num_channels, self.config.image_size, self.config.num_levels)
+
+
+def manifold_axis(grid_size: int) -> Tensor:
+    """The normal quantiles `(i + 0.5) / grid_size`, which `manifold` visits along an axis. [grid_size]."""
+    return torch.special.ndtri((torch.arange(grid_size) + 0.5) / grid_size)

@@ -29,19 +29,21 @@ CLASSIFIER_TASK = "image-classification"
 COMPARABLE = ("bits_per_dim", "exact_bits_per_dim", "bits_per_byte", "dynamic_bits_per_byte")
 PICTURE_OF_EPOCH = re.compile(r"(samples|reconstructions|completions)_epoch_(\d+)\.png")
 CAPTIONS = {
-    "samples.png": "Samples from the prior",
+    "samples_mean.png": "Samples: the mean level of each pixel",
     "samples_mode.png": "The same latents, the most likely level of each pixel",
-    "samples_mean.png": "The same latents, the mean level of each pixel",
-    "samples_own_prior.png": "Samples from the prior that the autoencoder was trained with",
-    "samples_own_prior_mean.png": "The same latents, the mean level of each pixel",
+    "samples.png": "Samples from the prior",
+    "samples_own_prior_mean.png": "Samples from the prior that the autoencoder was trained with: the mean levels",
+    "samples_own_prior.png": "The same latents, each pixel drawn from its distribution",
     "samples_above_nearest_training_images.png": "Samples, each above the training image nearest to it",
     "reconstructions.png": "Test images, each above its reconstruction from the latent mean",
     "completions.png": "Test images on the left, and ways to go on from their upper halves",
-    "interpolations.png": "Decoder means on the line between the latents of two test images, one pair a row",
-    "manifold.png": "Decoder means over the latent plane, at equally spaced normal quantiles",
-    "styles.png": "One style a row, one class code a column",
+    "interpolations.png": "Decoder means on the line between the latents of two test images, one pair a row; the test "
+    "images stand at the ends",
+    "manifold.png": "Decoder means over the latent plane: the first latent number grows to the right, the second "
+    "upwards, both in steps of equal probability under the prior",
+    "styles.png": "One style a row, one class code a column, below the class it stands for",
     "latents.png": "Latent means of the test images, one colour per class",
-    "history.png": "Validation score against epochs",
+    "history.png": "Validation score while training",
 }
 
 
@@ -84,7 +86,7 @@ def render_card(
     data = describe_data(results.dataset)
     loader = FileSystemLoader([Path(__file__).parent, family.template.parent])
     environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
-    name, unit = family.history
+    (name, unit), lead = family.history, f"{family.thumbnail}.png"
     text = environment.get_template(family.template.name).render(
         card_data=_metadata(results, family, data, pictures).to_yaml(),
         repo_id=repo_id,
@@ -117,6 +119,7 @@ def render_card(
         diagnostics=[(words(key), describe_metric(key).show(value)) for key, value in results.diagnostics.items()],
         evaluation=_evaluation_summary(results.evaluation),
         pictures=[(name, _caption(name, family)) for name in pictures],
+        lead=lead if lead in pictures and lead.startswith("samples") else None,
         environment=_show(results.versions),
     )
     # Blocks of a template that are empty leave their line breaks behind.

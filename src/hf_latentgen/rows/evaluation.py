@@ -8,12 +8,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from hf_latentgen.evaluation.pictures import score_history
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
 from hf_latentgen.evaluation.results import FILE, Results
 from hf_latentgen.families import FAMILIES, find_family
 from hf_latentgen.families.family import Family, Options
 from hf_latentgen.hub.files import CONFIGS, PIPELINE_FILES, WEIGHTS, has_weights, read_json, weights_sha256
-from hf_latentgen.hub.loading import Checkpoint
+from hf_latentgen.hub.loading import Checkpoint, load
 
 RECORD = "run.json"
 # All that is known of how a checkpoint came about, and the keys of a `run.json` that say it.
@@ -109,7 +110,31 @@ def evaluate(
     if not same_data:
         # Published values are of a recipe and its data.
         results = replace(results, reference=[])
-    return Evaluation(results, family.draw(checkpoint, data, results, options.seed))
+    return Evaluation(results, family.draw(checkpoint, data, results, options.seed) | draw_history(results, family))
+
+
+def redraw(folder: Path, data_dir: str | None = None, families: tuple[Family, ...] = FAMILIES) -> None:
+    """Draw the pictures of a row again, from its results and weights; without weights only the curve of its training.
+
+    Pictures that were drawn while training stay as they are, and so does `results.json`.
+
+    Raises:
+        ValueError: the results are damaged.
+        OSError: data is missing.
+    """
+    results = Results.read(folder)
+    family = find_family(results.model_type, families)
+    pictures = draw_history(results, family)
+    if has_weights(folder):
+        checkpoint = load(folder)
+        data = family.load_data(checkpoint, results.dataset, results.split, data_dir)
+        pictures |= family.draw(checkpoint, data, results, results.evaluation["seed"])
+    _save_pictures(pictures, folder / "images")
+
+
+def draw_history(results: Results, family: Family) -> dict[str, Image.Image]:
+    """The curve of the training as `history`, where it is known."""
+    return {"history": score_history(results, *family.history)} if results.history else {}
 
 
 def check_options(family: Family, options: Options, checkpoint: Checkpoint) -> None:
@@ -168,8 +193,7 @@ def write_evaluation(evaluation: Evaluation, checkpoint: Path, folder: Path) -> 
     staging = _make_staging_folder(folder)
     try:
         (staging / "images").mkdir()
-        for name, picture in evaluation.pictures.items():
-            picture.save(staging / "images" / f"{name}.png", optimize=True)
+        _save_pictures(evaluation.pictures, staging / "images")
         # Drawn during training: what the model was like before it, and after some epochs.
         drawn = checkpoint / "samples" if (checkpoint / "samples").is_dir() else checkpoint / "images"
         for path in drawn.glob("*_epoch_*.png"):
@@ -209,6 +233,11 @@ def check_row(checkpoint: Path) -> str:
     if record.get("overrides"):
         raise ValueError(f"{checkpoint} cannot become the row {record['row']}: it overrides {record['overrides']}")
     return record["row"]
+
+
+def _save_pictures(pictures: dict[str, Image.Image], folder: Path) -> None:
+    for name, picture in pictures.items():
+        picture.save(folder / f"{name}.png", optimize=True)
 
 
 def _make_staging_folder(folder: Path) -> Path:

@@ -190,7 +190,6 @@ def run_record(trainer: LatentTrainer, recipe: Recipe, checkpoint: Checkpoint | 
     command = ["train", str(config), *recipe.overrides]
     command += ["--from", checkpoint.name] if checkpoint else []
     unwanted = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_beta")
-    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     return {
         "row": recipe.row,
         "config": str(config),
@@ -206,8 +205,23 @@ def run_record(trainer: LatentTrainer, recipe: Recipe, checkpoint: Checkpoint | 
         "training": recipe.training,
         "num_parameters": trainer.model.num_parameters(),
         "reference": recipe.reference,
-        "history": [{key: value for key, value in entry.items() if key not in unwanted} for entry in evaluations],
+        "history": [
+            {key: value for key, value in entry.items() if key not in unwanted}
+            for entry in evaluations(trainer.state.log_history, trainer.score)
+        ],
     }
+
+
+def evaluations(logs: list[dict], score: str) -> list[dict]:
+    """The evaluations among the logs of a training; `train_<score>` is the mean of the training logs in between."""
+    found, since = [], []
+    for entry in logs:
+        if "eval_loss" in entry:
+            found.append(entry | ({f"train_{score}": sum(since) / len(since)} if since else {}))
+            since = []
+        elif score in entry:
+            since.append(entry[score])
+    return found
 
 
 def _inside(name: str, folder: str) -> str:

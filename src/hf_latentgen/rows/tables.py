@@ -47,7 +47,7 @@ def cards_index(rows: Sequence[Results], families: tuple[Family, ...] = FAMILIES
         lines += [f"## {family.title}", "", "| | Row | Data | Parameters | Score |", "|---|---|---|--:|--:|"]
         for results in members:
             row, name = results.row, family.thumbnail
-            what = "training" if name == "history" else name
+            what = "training" if name == "history" else "samples"
             picture = f'<img src="{row}/images/{name}.png" width="160" alt="{what} of {row}">'
             cells = (picture, f"[{row}]({row}/README.md)", data_title(results), f"{results.num_parameters:,}")
             lines.append(f"| {' | '.join(cells)} | {headline(results)} |")

@@ -111,7 +111,7 @@ class AdversarialTrainer(LatentTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The objective of both players, and the model's output when asked for. Scalar."""
-        outputs = model(**inputs, sample_posterior=True, sample_prior=True)
+        outputs = model(**inputs, sample_posterior=True, sample_prior=True, return_loss=True)
         parts = {name: outputs[name].mean() for name in PER_IMAGE if outputs.get(name) is not None}
         if outputs.real_loss is not None:
             parts["discriminator_loss"] = (parts["real_loss"] + parts["fake_loss"]) / 2
@@ -123,7 +123,8 @@ class AdversarialTrainer(LatentTrainer):
         labels, config = inputs.get("labels"), self.model.config
         if config.num_clusters is not None:
             inputs = {name: value for name, value in inputs.items() if name != "labels"}
-        outputs = model(**inputs, sample_posterior=True, sample_prior=True, generator=self._evaluation_generator)
+        noise = {"sample_posterior": True, "sample_prior": True, "generator": self._evaluation_generator}
+        outputs = model(**inputs, **noise, return_loss=True)
         parts = {name: outputs[name] for name in PER_IMAGE if outputs.get(name) is not None}
         # One number a batch, repeated for its images.
         parts["decoded_spread"] = decoded_spread(outputs).expand(len(outputs.latents))

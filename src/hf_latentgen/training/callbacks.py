@@ -70,7 +70,8 @@ class ImageGridCallback(TrainerCallback):
         model.train(training)
         num_levels = model.config.num_levels
         image_grid(samples, num_levels).save(folder / f"samples_epoch_{epoch:03d}.png")
-        reconstruction_grid(self.images, answers, num_levels).save(folder / f"{kind}_epoch_{epoch:03d}.png")
+        grid = reconstruction_grid(self.images, answers, num_levels, labels=("original", kind.removesuffix("s")))
+        grid.save(folder / f"{kind}_epoch_{epoch:03d}.png")
 
 
 class ScoreProgressCallback(ProgressCallback):
