@@ -50,7 +50,7 @@ def one_line_errors() -> Iterator[None]:
         yield
     except StrictDataclassError as error:
         sys.exit(f"error: {' '.join(str(error.__cause__ or error).split())}")
-    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+    except (ValueError, OSError, ArithmeticError, ImportError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -194,6 +194,50 @@ def score(
         loaded = load(model, revision)
         scores = score_files(loaded.model, loaded.processor, data, seed)
         print_table(["file", loaded.model.score_name], [list(pair) for pair in scores.items()], file_format.value)
+
+
+@app.command()
+def compress(
+    data: Annotated[
+        str, typer.Argument(metavar="IMAGES_OR_FILE", help="An image, a folder of images, or a file for a byte model.")
+    ],
+    model: Annotated[str | None, typer.Option(help="Folder, row, or name on the Hub.")] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="File to write.")] = None,
+    info: Annotated[bool, typer.Option("--info", help="Say what the compressed FILE holds, and do nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+    verify: Annotated[bool, typer.Option(help="Decode each chunk before it is written; twice the time.")] = True,
+    adapt: Annotated[
+        bool, typer.Option("--adapt", help="A byte model learns from what it has coded: smaller, and slower.")
+    ] = False,
+    revision: Revision = None,
+) -> None:
+    """Compress images or a file with the likelihood of a model, without loss."""
+    with one_line_errors():
+        quiet()
+        from hf_latentgen.rows.compression import compress_command, info_command
+
+        if info:
+            info_command(data)
+        else:
+            compress_command(data, model, output, revision, force, verify, adapt)
+
+
+@app.command()
+def decompress(
+    file: Annotated[str, typer.Argument(help="A compressed file.")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write, made if missing.")],
+    model: Annotated[
+        str | None, typer.Option(help="Folder, row, or name on the Hub.  [default: that named in the file]")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    revision: Revision = None,
+) -> None:
+    """Bring back what was compressed: images as PNG files, or the bytes of a file."""
+    with one_line_errors():
+        quiet()
+        from hf_latentgen.rows.compression import decompress_command
+
+        decompress_command(file, output, model, revision, force)
 
 
 @app.command()
