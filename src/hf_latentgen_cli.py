@@ -271,13 +271,20 @@ def rows(file_format: Annotated[Format, typer.Option("--format", help="How to pr
 def verify(
     names: Annotated[list[str] | None, typer.Argument(metavar="[ROW]...", help="[default: all]")] = None,
     data_dir: DataDir = None,
+    as_bytes: Annotated[
+        bool, typer.Option("--bytes", help="Compress each row's test split to a file that another process decodes.")
+    ] = False,
+    record: Annotated[bool, typer.Option("--record", help="Keep the size of that file in results.json.")] = False,
 ) -> None:
     """Score published weights again and compare with results.json; exit code 1 where something differs."""
     with one_line_errors():
         quiet()
         from hf_latentgen.rows.command import verify_command
+        from hf_latentgen.rows.compression import prove_command
 
-        is_fine = verify_command(names or [], data_dir)
+        if record and not as_bytes:
+            raise ValueError("record must go with --bytes: nothing else is written")
+        is_fine = prove_command(names or [], data_dir, record) if as_bytes else verify_command(names or [], data_dir)
     raise typer.Exit(0 if is_fine else 1)
 
 

@@ -145,9 +145,10 @@ def test_a_full_disk_leaves_nothing(grey, folder, tmp_path, monkeypatch, place):
     before = names(tmp_path)
     monkeypatch.setattr(Writer, "finish", full)
     monkeypatch.setattr(Image.Image, "save", full)
+    if place == "compress":
+        call = lambda: compress_files(folder, tmp_path / "a.hlg", grey.model, grey.processor)  # noqa: E731
+    else:
+        call = lambda: decompress_files(tmp_path / "a.hlg", tmp_path / "back", grey.model, grey.processor)  # noqa: E731
     with pytest.raises(OSError, match="No space left"):
-        if place == "compress":
-            compress_files(folder, tmp_path / "a.hlg", grey.model, grey.processor)
-        else:
-            decompress_files(tmp_path / "a.hlg", tmp_path / "back", grey.model, grey.processor)
+        call()
     assert names(tmp_path) == before

@@ -73,7 +73,14 @@ class AttentionSpan(nn.Module):
         """What is added to the scores at the distances 0 to `window - 1`, None if nothing is. [H, window]."""
         if self.share is None and len(self.heads) == 1:
             return None
-        sizes = torch.tensor([[own] for head in range(sum(map(len, self.heads.values()))) for own, of in self.heads.items() if head in of])
+        sizes = torch.tensor(
+            [
+                [own]
+                for head in range(sum(map(len, self.heads.values())))
+                for own, of in self.heads.items()
+                if head in of
+            ]
+        )
         hidden = torch.arange(window) >= sizes
         if self.share is None:
             return torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf)
