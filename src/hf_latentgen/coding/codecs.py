@@ -7,7 +7,7 @@ asks for the next symbols and does not know which of the two it serves.
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import numpy as np
 import torch
