@@ -10,7 +10,6 @@ file, or without one with their score. It needs the extra "benchmark".
 
 import argparse
 import bz2
-import io
 import json
 import lzma
 from collections.abc import Callable
@@ -20,11 +19,10 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from hf_latentgen import LevelsImageProcessor, load_images, load_text
 from hf_latentgen.data import LevelsDataset
-from hf_latentgen.evaluation.baselines import bit_depth, jpeg_xl, layouts, mosaics, smallest_png
+from hf_latentgen.evaluation.baselines import bit_depth, jpeg_xl, layouts, mosaics, smallest_png, webp
 from hf_latentgen.evaluation.metrics import headline
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
 from hf_latentgen.evaluation.results import Results
@@ -44,13 +42,6 @@ OURS = {
     "binarized_mnist": ("local_binarized_mnist", "vae_binarized_mnist"),
     TEXT: ("local_shakespeare",),
 }
-
-
-def webp(image: np.ndarray) -> bytes:
-    """A lossless WebP file of grey values [H, W]."""
-    file = io.BytesIO()
-    Image.fromarray(image).convert("RGB").save(file, format="WEBP", lossless=True, quality=100, method=6)
-    return file.getvalue()
 
 
 def image_sizes(levels: np.ndarray, num_levels: int) -> dict[str, dict[str, float]]:

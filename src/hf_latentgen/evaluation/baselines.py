@@ -225,6 +225,14 @@ def jpeg_xl(image: np.ndarray, depth: int) -> bytes:
     return imagecodecs.jpegxl_encode(image, lossless=True, effort=9, usecontainer=False, bitspersample=depth)
 
 
+def webp(image: np.ndarray) -> bytes:
+    """A lossless WebP file of levels. Shape: `image` uint8 [H, W], [H, W, 1] or [H, W, 3]."""
+    image = image[..., 0] if image.shape[-1] == 1 and image.ndim == 3 else image
+    file = io.BytesIO()
+    Image.fromarray(image).convert("RGB").save(file, format="WEBP", lossless=True, quality=100, method=6)
+    return file.getvalue()
+
+
 def mosaics(images: np.ndarray) -> list[np.ndarray]:
     """All images side by side, about as many below each other: one picture, or a few of `MAX_MOSAIC_VALUES` each.
 
