@@ -7,8 +7,6 @@ import bz2
 import io
 import lzma
 import math
-import struct
-import zlib
 from importlib.util import find_spec
 
 import numpy as np
@@ -26,8 +24,8 @@ MAX_TABLE_ENTRIES = 2**20
 CHUNK = 4096
 # How many counts a shorter context is worth.
 STRENGTH = 2.0
-# All of MNIST's test images are in one; more of them would need much memory.
-MAX_MOSAIC_VALUES = 2**23
+# Rows and columns of a mosaic: larger pictures JPEG XL codes in parts that do not learn from each other.
+MAX_MOSAIC_SIDE = 2048
 
 
 def image_baselines(
@@ -208,7 +206,7 @@ def smallest_png(image: np.ndarray, depth: int) -> bytes:
 
 
 def jpeg_xl_bytes(levels: np.ndarray, num_levels: int) -> int:
-    """Bytes of all images side by side in one JPEG XL picture, lossless at effort 9, or in a few where they are many.
+    """Bytes of all images side by side in JPEG XL pictures, lossless at effort 9, as few and as large as `mosaics` allow.
 
     Images with other than 1 or 3 channels become one for each channel. It needs the package imagecodecs.
 
@@ -234,33 +232,21 @@ def webp(image: np.ndarray) -> bytes:
 
 
 def mosaics(images: np.ndarray) -> list[np.ndarray]:
-    """All images side by side, about as many below each other: one picture, or a few of `MAX_MOSAIC_VALUES` each.
+    """All images side by side and below each other in pictures of at most `MAX_MOSAIC_SIDE` rows and columns.
 
     Shape: `images` [N, H, W] or [N, H, W, C]; places that are left over hold zeros.
     """
-    most, pictures = max(MAX_MOSAIC_VALUES // images[0].size, 1), []
-    for start in range(0, len(images), most):
-        part = images[start : start + most].astype(np.uint8)
-        columns = math.ceil(len(part) ** 0.5)
+    height, width = images.shape[1:3]
+    most = max(MAX_MOSAIC_SIDE // height, 1) * max(MAX_MOSAIC_SIDE // width, 1)
+    count = -(-len(images) // most)
+    pictures = []
+    for part in np.array_split(images.astype(np.uint8), count):
+        columns = min(math.ceil(len(part) ** 0.5), max(MAX_MOSAIC_SIDE // width, 1))
         rows = -(-len(part) // columns)
         part = np.concatenate([part, np.zeros((rows * columns - len(part), *part.shape[1:]), np.uint8)])
         grid = part.reshape(rows, columns, *part.shape[1:]).swapaxes(1, 2)
-        pictures.append(np.ascontiguousarray(grid.reshape(rows * part.shape[1], -1, *part.shape[3:])))
+        pictures.append(np.ascontiguousarray(grid.reshape(rows * height, columns * width, *part.shape[3:])))
     return pictures
-
-
-def unfiltered_png(image: np.ndarray, depth: int) -> bytes:
-    """A PNG file of the levels of one image at `depth` bits per value, without a filter.
-
-    Shape: `image` uint8 [H, W, 1] or, at depth 8 only, [H, W, 3].
-    """
-    height, width, channels = image.shape
-    rows = [b"\0" + _pack(row.ravel(), depth) for row in image]
-    header = struct.pack(">IIBBBBB", width, height, depth, 2 if channels == 3 else 0, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"".join(rows), 9)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )
 
 
 def _pictures(levels: np.ndarray) -> np.ndarray:

@@ -75,7 +75,7 @@ BASELINES = {
     "bz2_bits_per_dim": "bz2, whole split in one file",
     "xz_bits_per_dim": "xz, whole split in one file",
     "png_bits_per_dim": "PNG, one file per image",
-    "jpeg_xl_bits_per_dim": "JPEG XL at effort 9, whole split in one picture",
+    "jpeg_xl_bits_per_dim": "JPEG XL at effort 9, whole split as a mosaic",
     "bz2_bits_per_byte": "bz2, after the training split",
     "xz_bits_per_byte": "xz, after the training split",
     "counting_0_bits_per_byte": "one histogram of bytes",
