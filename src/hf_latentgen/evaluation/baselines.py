@@ -206,7 +206,7 @@ def smallest_png(image: np.ndarray, depth: int) -> bytes:
 
 
 def jpeg_xl_bytes(levels: np.ndarray, num_levels: int) -> int:
-    """Bytes of all images side by side in JPEG XL pictures, lossless at effort 9, as few and as large as `mosaics` allow.
+    """Bytes of all images as `mosaics` in lossless JPEG XL at effort 9.
 
     Images with other than 1 or 3 channels become one for each channel. It needs the package imagecodecs.
 
@@ -247,6 +247,20 @@ def mosaics(images: np.ndarray) -> list[np.ndarray]:
         grid = part.reshape(rows, columns, *part.shape[1:]).swapaxes(1, 2)
         pictures.append(np.ascontiguousarray(grid.reshape(rows * height, columns * width, *part.shape[3:])))
     return pictures
+
+
+def unfiltered_png(image: np.ndarray, depth: int) -> bytes:
+    """A PNG file of the levels of one image at `depth` bits per value, without a filter.
+
+    Shape: `image` uint8 [H, W, 1] or, at depth 8 only, [H, W, 3].
+    """
+    height, width, channels = image.shape
+    rows = [b"\0" + _pack(row.ravel(), depth) for row in image]
+    header = struct.pack(">IIBBBBB", width, height, depth, 2 if channels == 3 else 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"".join(rows), 9)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
 
 
 def _pictures(levels: np.ndarray) -> np.ndarray:
