@@ -7,6 +7,8 @@ import bz2
 import io
 import lzma
 import math
+import struct
+import zlib
 from importlib.util import find_spec
 
 import numpy as np
