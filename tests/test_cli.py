@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shlex
 import shutil
 
@@ -68,8 +69,8 @@ def refused(command):
     """Runs the words of a command that must end with one line that says why. Returns it."""
 
     def run(words):
-        # transformers and diffusers may have logged something before.
-        (line,) = (line for line in command(words, code=1).splitlines() if line.startswith("error: "))
+        # transformers and diffusers may have logged something before, and a progress bar may stand in front.
+        (line,) = re.findall("error: .+", command(words, code=1))
         return line
 
     return run

@@ -195,9 +195,9 @@ def _metadata(results: Results, family: Family, data: DataSource, pictures: Sequ
 
 
 def _on_disk(results: Results) -> str:
-    """What a file of the whole split costs, as in ", 0.4052 on disk". Empty where none was written."""
+    """What a file of the whole split costs, as in " reported, 0.4052 on disk". Empty where none was written."""
     found = [describe_metric(key).show(value) for key, value in results.metrics.items() if key.endswith("_on_disk")]
-    return f", {found[0]} on disk" if found else ""
+    return f" reported, {found[0]} on disk" if found else ""
 
 
 def _score_rows(results: Results) -> list[tuple[str, str, str, str, str]]:
