@@ -44,7 +44,7 @@ OURS = {
 }
 
 
-def image_sizes(levels: np.ndarray, num_levels: int) -> dict[str, dict[str, float]]:
+def image_sizes(levels: np.ndarray, num_levels: int, num_each: int | None) -> dict[str, dict[str, float]]:
     """Bits per dimension of images [N, 1, H, W] by code and by how they are put into files."""
     depth = bit_depth(num_levels)
     codes: dict[str, Callable] = {
@@ -53,9 +53,11 @@ def image_sizes(levels: np.ndarray, num_levels: int) -> dict[str, dict[str, floa
         "JPEG XL, effort 9": partial(jpeg_xl, depth=depth),
     }
     sizes: dict[str, dict[str, float]] = {}
+    # Test images of one data set are sorted by class.
+    alone = levels[:: 1 if num_each is None else max(len(levels) // num_each, 1), 0]
     for name, code in codes.items():
         sizes[name] = {
-            "each": 8 * sum(len(code(image)) for image in levels[:, 0]) / levels.size,
+            "each": 8 * sum(len(code(image)) for image in alone) / alone.size,
             "mosaic": 8 * sum(len(code(picture)) for picture in mosaics(levels[:, 0])) / levels.size,
         }
         print(name, sizes[name], flush=True)
@@ -102,6 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir")
     parser.add_argument("--num_images", type=int, help="only the first ones, for a trial")
+    parser.add_argument("--num_each", type=int, help="of images as files of their own, so many; all when left out")
     parser.add_argument("--redraw", action="store_true", help="only read the rows and draw again")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
@@ -113,13 +116,25 @@ def main() -> None:
             images = load_images(dataset, "test", data_dir=arguments.data_dir)
             processor = LevelsImageProcessor(num_levels=num_levels)
             levels = LevelsDataset(images, processor).levels.numpy()[: arguments.num_images]
-            record[name] = image_sizes(levels, num_levels)
+            record[name] = image_sizes(levels, num_levels, arguments.num_each)
         text = "".join(load_text(TEXT, "test", data_dir=arguments.data_dir)["text"]).encode()
         record[TEXT] = {name: {"one file": 8 * len(code(text)) / len(text)} for name, code in FILES.items()}
-        record |= {"num_bytes": len(text), "hardware": hardware(), "versions": versions(), "git_commit": git_commit()}
+        record |= {
+            "num_each": arguments.num_each,
+            "num_bytes": len(text),
+            "hardware": hardware(),
+            "versions": versions(),
+            "git_commit": git_commit(),
+        }
         record["versions"]["imagecodecs"] = imagecodecs.__version__
     for name in record["units"]:
         record[name] |= own_sizes(name)
+    for name, unit in record["units"].items():
+        rows = [(code, kind, size) for code, sizes in record[name].items() for kind, size in sizes.items()]
+        print(f"\n| {name} | | {unit} |\n|---|---|--:|")
+        print(
+            "\n".join(f"| {code} | {kind} | {size:.4f} |" for code, kind, size in sorted(rows, key=lambda row: row[2]))
+        )
     arguments.output.write_text(json.dumps(record, indent=2) + "\n")
     draw(record, arguments.output.with_suffix(".png"))
 
