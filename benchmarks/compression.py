@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
     if arguments.redraw:
-        record = json.loads(arguments.output.read_text())
+        record: dict = json.loads(arguments.output.read_text())
     else:
         record = {"units": dict.fromkeys(IMAGES, "bits/dim") | {TEXT: "bits/byte"}}
         for name, (dataset, num_levels) in IMAGES.items():

@@ -72,8 +72,8 @@ def main() -> None:
     record: dict = {"targets_on_two_cores": TARGETS, "cores": os.cpu_count()}
     for row, dataset in ROWS.items():
         found = load(row, device="cpu")
-        images = load_images(dataset, "test", data_dir=arguments.data_dir).select(range(arguments.num_images))
-        levels = LevelsDataset(images, found.processor).levels.to(torch.uint8)
+        images = LevelsDataset(load_images(dataset, "test", data_dir=arguments.data_dir), found.processor)
+        levels = images.levels[: arguments.num_images].to(torch.uint8)
         record[row] = measure(found.model, found.processor, levels, len(levels))
         print(row, json.dumps({name: round(value, 4) for name, value in record[row].items()}), flush=True)
     ByteCodec.chunk = arguments.chunk_bytes

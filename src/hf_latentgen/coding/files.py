@@ -102,7 +102,7 @@ def decompress_files(
                         image.save(written[index], format="PNG")
                 else:
                     with written[0].open("ab") as whole:
-                        whole.write(chunk.data)
+                        whole.write(chunk.data.tobytes())
                 bar.update(len(chunk.items))
             if not info.header.shape:
                 if errors:

@@ -222,7 +222,7 @@ def jpeg_xl(image: np.ndarray, depth: int) -> bytes:
     import imagecodecs  # pyright: ignore[reportMissingImports]
 
     image = image[..., 0] if image.shape[-1] == 1 and image.ndim == 3 else image
-    return imagecodecs.jpegxl_encode(image, lossless=True, effort=9, usecontainer=False, bitspersample=depth)
+    return bytes(imagecodecs.jpegxl_encode(image, lossless=True, effort=9, usecontainer=False, bitspersample=depth))
 
 
 def webp(image: np.ndarray) -> bytes:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -86,7 +87,7 @@ def size_on_disk(
     processor = checkpoint.processor
     test = find_family(results.model_type, families).load_data(checkpoint, results.dataset, "test", data_dir).test
     is_text = checkpoint.model.config.reads_text
-    data = b"".join(test) if is_text else test.levels
+    data: Any = b"".join(test) if is_text else test.levels
     with tempfile.TemporaryDirectory() as place:
         file, back = Path(place, "split.hlg"), Path(place, "back")
         # The other process verifies.
