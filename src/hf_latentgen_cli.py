@@ -50,7 +50,7 @@ def one_line_errors() -> Iterator[None]:
         yield
     except StrictDataclassError as error:
         sys.exit(f"error: {' '.join(str(error.__cause__ or error).split())}")
-    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+    except (ValueError, OSError, ArithmeticError, ImportError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -197,6 +197,50 @@ def score(
 
 
 @app.command()
+def compress(
+    data: Annotated[
+        str, typer.Argument(metavar="IMAGES_OR_FILE", help="An image, a folder of images, or a file for a byte model.")
+    ],
+    model: Annotated[str | None, typer.Option(help="Folder, row, or name on the Hub.")] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="File to write.")] = None,
+    info: Annotated[bool, typer.Option("--info", help="Say what the compressed FILE holds, and do nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+    verify: Annotated[bool, typer.Option(help="Decode each chunk before it is written; twice the time.")] = True,
+    adapt: Annotated[
+        bool, typer.Option("--adapt", help="A byte model learns from what it has coded: smaller, and slower.")
+    ] = False,
+    revision: Revision = None,
+) -> None:
+    """Compress images or a file with the likelihood of a model, without loss."""
+    with one_line_errors():
+        quiet()
+        from hf_latentgen.rows.compression import compress_command, info_command
+
+        if info:
+            info_command(data)
+        else:
+            compress_command(data, model, output, revision, force, verify, adapt)
+
+
+@app.command()
+def decompress(
+    file: Annotated[str, typer.Argument(help="A compressed file.")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write, made if missing.")],
+    model: Annotated[
+        str | None, typer.Option(help="Folder, row, or name on the Hub.  [default: that named in the file]")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    revision: Revision = None,
+) -> None:
+    """Bring back what was compressed: images as PNG files, or the bytes of a file."""
+    with one_line_errors():
+        quiet()
+        from hf_latentgen.rows.compression import decompress_command
+
+        decompress_command(file, output, model, revision, force)
+
+
+@app.command()
 def publish(
     checkpoint: Annotated[str, typer.Argument(help="Folder or row that was evaluated.")],
     repo_id: Annotated[str, typer.Option(help="namespace/name on the Hub, or name in your own namespace.")],
@@ -227,13 +271,20 @@ def rows(file_format: Annotated[Format, typer.Option("--format", help="How to pr
 def verify(
     names: Annotated[list[str] | None, typer.Argument(metavar="[ROW]...", help="[default: all]")] = None,
     data_dir: DataDir = None,
+    as_bytes: Annotated[
+        bool, typer.Option("--bytes", help="Compress each row's test split to a file that another process decodes.")
+    ] = False,
+    record: Annotated[bool, typer.Option("--record", help="Keep the size of that file in results.json.")] = False,
 ) -> None:
     """Score published weights again and compare with results.json; exit code 1 where something differs."""
     with one_line_errors():
         quiet()
         from hf_latentgen.rows.command import verify_command
+        from hf_latentgen.rows.compression import prove_command
 
-        is_fine = verify_command(names or [], data_dir)
+        if record and not as_bytes:
+            raise ValueError("record must go with --bytes: nothing else is written")
+        is_fine = prove_command(names or [], data_dir, record) if as_bytes else verify_command(names or [], data_dir)
     raise typer.Exit(0 if is_fine else 1)
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shlex
 import shutil
 
@@ -21,6 +22,7 @@ from hf_latentgen import (
     load,
     load_images,
 )
+from hf_latentgen.coding import read_info
 from hf_latentgen.evaluation.results import Results
 from hf_latentgen.hub import loading
 from hf_latentgen_cli import app
@@ -67,8 +69,8 @@ def refused(command):
     """Runs the words of a command that must end with one line that says why. Returns it."""
 
     def run(words):
-        # transformers and diffusers may have logged something before.
-        (line,) = (line for line in command(words, code=1).splitlines() if line.startswith("error: "))
+        # transformers and diffusers may have logged something before, and a progress bar may stand in front.
+        (line,) = re.findall("error: .+", command(words, code=1))
         return line
 
     return run
@@ -90,7 +92,19 @@ def checkpoint(vae, here):
 
 def test_help_names_every_command(command):
     text = command("--help")
-    for name in ("train", "evaluate", "sample", "score", "publish", "rows", "verify", "app", "env"):
+    for name in (
+        "train",
+        "evaluate",
+        "sample",
+        "score",
+        "publish",
+        "rows",
+        "verify",
+        "app",
+        "env",
+        "compress",
+        "decompress",
+    ):
         assert name in text
     assert "--from" in command("train --help")
 
@@ -391,6 +405,87 @@ def test_texts_are_scored_in_bits_per_byte(command, refused, here):
 )
 def test_mistakes_in_scoring_end_with_one_line(refused, vae, images, words, complaint):
     assert complaint in refused(f"score {words.format(vae=vae)}")
+
+
+@pytest.fixture
+def digits(vae, here):
+    """A folder of five images whose grey values are those of sixteen levels."""
+    processor = load(vae).processor
+    levels = processor([row["image"] for row in load_images("digits", "test").select(range(5))])["pixel_values"]
+    (here / "digits" / "more").mkdir(parents=True)
+    for index, picture in enumerate(processor.post_process_images(np.asarray(levels))):
+        picture.save(here / "digits" / f"{'more/' if index > 2 else ''}{index}.png")
+    return here / "digits"
+
+
+def test_images_are_compressed_and_come_back(command, vae, digits, here):
+    text = command(f"compress digits --model {vae} -o digits.hlg")
+    assert f"digits.hlg: 5 images in {(here / 'digits.hlg').stat().st_size:,} bytes, " in text
+    text = command("compress --info digits.hlg")
+    assert "5 images in" in text
+    assert "model id        vae_small" in text
+    assert command(f"decompress digits.hlg --output again --model {vae}").strip().endswith("again: 5 images")
+    assert names(here / "again") == names(digits)
+    for name in ("0.png", "more/4.png"):
+        with Image.open(digits / name) as before, Image.open(here / "again" / name) as after:
+            assert after.tobytes() == before.tobytes()
+
+
+def test_a_file_says_which_row_compressed_it(command, digits, here):
+    text = command("compress digits --model local_digits -o digits.hlg --no-verify")
+    assert " bits/dim" in text
+    assert command("decompress digits.hlg -o again").strip().endswith("again: 5 images")
+    assert names(here / "again") == names(digits)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("compress nowhere --model {vae} -o a.hlg", "nowhere must be a file, or a folder that holds images"),
+        ("compress empty --model {vae} -o a.hlg", "empty must be a file, or a folder that holds images"),
+        ("compress digits --model aae_digits -o a.hlg", "model must have a likelihood"),
+        ("compress digits --model {vae} -o mine", "mine exists; it is replaced with overwrite=True (--force)"),
+        ("compress digits --model {vae} -o a.hlg --adapt", "adapt must be False for a model of images"),
+        ("compress digits --model vae_mnist_4bit -o a.hlg", "digits/0.png cannot be compressed: images must be 28x28"),
+        ("compress digits --model {vae}", "output must be given"),
+        ("compress digits -o a.hlg", "model must be given"),
+        ("compress --info mine", "magic must be"),
+        ("decompress mine -o out", "magic must be"),
+        ("decompress nowhere -o out", "nowhere"),
+        ("decompress good.hlg -o out", "vae_small is no folder and no row"),
+        ("decompress good.hlg -o out --model vae_digits", "config_digest must be"),
+        ("decompress good.hlg -o digits --model {vae}", "digits/0.png exists; it is replaced"),
+        ("verify vae_digits --record", "record must go with --bytes"),
+    ],
+)
+def test_mistakes_in_compressing_end_with_one_line(command, refused, vae, digits, here, words, complaint):
+    (here / "mine").write_text("mine, and no compressed file")
+    (here / "empty").mkdir()
+    command(f"compress digits --model {vae} -o good.hlg --no-verify")
+    before = names(here)
+    assert complaint in refused(words.format(vae=vae))
+    assert names(here) == before
+    assert (here / "mine").read_text() == "mine, and no compressed file"
+
+
+def test_damaged_chunks_are_named_once_all_others_are_written(command, refused, vae, digits, here):
+    command(f"compress digits --model {vae} -o digits.hlg")
+    content = bytearray((here / "digits.hlg").read_bytes())
+    content[read_info(bytes(content)).start] ^= 1
+    (here / "digits.hlg").write_bytes(content)
+    assert "chunk 0 (images 0 to 4) is damaged" in refused(f"decompress digits.hlg -o again --model {vae}")
+
+
+def test_a_row_is_proved_by_a_file(command, repository, here):
+    row = shutil.copytree(repository / "model_cards" / "vae_digits", here / "vae_digits")
+    before = Results.read(row).metrics
+    text = command("verify vae_digits aae_digits --bytes --record", code=1)
+    assert "vae_digits: decoded: " in text
+    assert "aae_digits: not proved: row must have one of bits_per_byte" in text
+    found = Results.read(row).metrics
+    size = found.pop("bits_per_dim_on_disk")
+    assert found == {name: value for name, value in before.items() if name != "bits_per_dim_on_disk"}
+    assert before["bits_per_dim"] < size < 1.1 * before["bits_per_dim"]
 
 
 def test_rows_are_listed_with_their_weights(command, monkeypatch, repository, here):

@@ -259,6 +259,22 @@ def test_the_numbers_of_adversarial_training_are_those_of_its_record(read_record
     assert f"with channels last {times['AdversarialTrainer, channels last']:.2f})" in text
 
 
+def test_codes_beside_the_rows_are_those_of_their_results(repository, guide):
+    text = guide("compression")
+    codes = ("png", "xz", "bz2", "counting_4", "jpeg_xl")
+    found = {}
+    for row in ("local_mnist_4bit", "vae_mnist_4bit_resnet", "local_binarized_mnist", "vae_binarized_mnist"):
+        results = json.loads((repository / "model_cards" / row / "results.json").read_text(encoding="utf-8"))
+        found[row] = [results["baseline"][f"{code}_bits_per_dim"] for code in codes]
+        found[row].append(next(value for key, value in results["metrics"].items() if key.endswith("bits_per_dim")))
+    assert found["local_mnist_4bit"][:-1] == pytest.approx(found["vae_mnist_4bit_resnet"][:-1], rel=1e-3)
+    lines = [*zip(found["local_mnist_4bit"][:-1], found["local_binarized_mnist"][:-1], strict=True)]
+    lines.append((found["vae_mnist_4bit_resnet"][-1], found["vae_binarized_mnist"][-1]))
+    lines.append((found["local_mnist_4bit"][-1], found["local_binarized_mnist"][-1]))
+    for four_bits, binarized in lines:
+        assert f"| {four_bits:.4f} | {binarized:.4f} |" in text
+
+
 @pytest.fixture
 def read_record(repository):
     return lambda name: json.loads((repository / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))

@@ -87,7 +87,18 @@ def same_picture(path, expected):
 
 def test_the_names_of_the_endpoints_are_stable(client):
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert set(named) == set(ENDPOINTS)
+    # What a picture costs is asked of all models at once.
+    assert set(named) == {*ENDPOINTS, "/bits", "/bits_of_digit"}
+
+
+def test_bytes_of_a_drawing_and_of_a_test_image_are_counted(client, sketch):
+    for endpoint, argument in (("/bits", drawing(sketch)), ("/bits_of_digit", 3)):
+        table, maps = ask(client, endpoint, [argument])
+        assert all(word in table for word in ("| vae |", "| pixels |", "| PNG |", "| WebP, lossless |"))
+        assert [entry["caption"] for entry in maps] == ["pixels"]
+    for endpoint, argument in (("/bits", None), ("/bits_of_digit", 10_000)):
+        with pytest.raises(client_module.exceptions.AppError, match=r"drawing is empty|Image number"):
+            ask(client, endpoint, [argument])
 
 
 def test_a_page_without_a_model_for_a_tab_says_so_and_has_nothing_to_press(folders):

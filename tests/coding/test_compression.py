@@ -190,7 +190,7 @@ def test_nothing_remains_of_a_file_that_was_not_finished(grey, tmp_path, monkeyp
         monkeypatch.setattr(Writer, "finish", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     else:
         monkeypatch.setattr(PixelCodec, "decode", lambda *given: [np.zeros((given[2][0], 1, 5, 5))])
-    with pytest.raises((OSError, RuntimeError), match=r"No space|not what was encoded"):
+    with pytest.raises((OSError, ArithmeticError), match=r"No space|not what was encoded"):
         compress_to(tmp_path / "a.hlg", grey.model, grey.processor, grey.data)
     assert list(tmp_path.iterdir()) == []
 

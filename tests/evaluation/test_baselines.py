@@ -10,10 +10,15 @@ from PIL import Image
 from hf_latentgen import LevelsDataset, LevelsImageProcessor, load_images
 from hf_latentgen.data import read_idx
 from hf_latentgen.evaluation.baselines import (
+    MAX_MOSAIC_SIDE,
     baseline_scores,
+    bit_depth,
     bz2_bytes,
     counting_nats,
     counting_nats_reference,
+    jpeg_xl,
+    jpeg_xl_bytes,
+    mosaics,
     num_context_levels,
     order0_nats,
     per_pixel_nats,
@@ -144,3 +149,29 @@ def test_baselines_of_real_4_bit_mnist(data_root):
 def test_bad_input_is_refused(train, test, message):
     with pytest.raises(ValueError, match=message):
         baseline_scores(train, test, 4)
+
+
+@pytest.mark.parametrize(("count", "side"), [(1, 3), (7, 3), (10, 700), (9, 700)])
+def test_mosaics_hold_every_image_once(rng, count, side):
+    images = rng.integers(1, 9, (count, side, side)).astype(np.uint8)
+    pictures = mosaics(images)
+    assert all(max(picture.shape) <= MAX_MOSAIC_SIDE for picture in pictures)
+    tiles = [
+        picture[row : row + side, column : column + side]
+        for picture in pictures
+        for row in range(0, len(picture), side)
+        for column in range(0, picture.shape[1], side)
+    ]
+    filled = [tile for tile in tiles if tile.any()]
+    assert np.array_equal(np.stack(filled), images)
+
+
+def test_jpeg_xl_is_smaller_in_a_mosaic_and_loses_nothing(rng):
+    imagecodecs = pytest.importorskip("imagecodecs")
+    for shape, num_levels in (((40, 1, 8, 8), 16), ((10, 3, 8, 8), 256), ((10, 2, 8, 8), 2)):
+        levels = np.repeat(rng.integers(0, num_levels, shape), 2, axis=0)
+        assert jpeg_xl_bytes(levels, num_levels) < sum(jpeg_xl_bytes(image[None], num_levels) for image in levels)
+        image = np.ascontiguousarray(levels[0, 0].astype(np.uint8))
+        assert np.array_equal(imagecodecs.jpegxl_decode(jpeg_xl(image, bit_depth(num_levels))), image)
+    scores = baseline_scores(levels, levels, 2)
+    assert scores["jpeg_xl_bits_per_dim"] == 8 * jpeg_xl_bytes(levels, 2) / levels.size

@@ -137,6 +137,9 @@ def test_scores_are_exact_and_count_every_dimension(variant):
     scores = model.bits_per_dim(images, **labels)
     torch.testing.assert_close(bits_per_dim_to_nats(scores, model.config.num_dims), output.negative_log_likelihood)
     torch.testing.assert_close(output.loss, scores.mean())
+    bits = model.code_lengths(images, **labels)
+    assert bits.shape == images.shape
+    torch.testing.assert_close(bits.flatten(1).mean(1), scores)
 
 
 @pytest.mark.parametrize(("num_levels", "bits"), [(2, 1.0), (16, 4.0), (256, 8.0)])

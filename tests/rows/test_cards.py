@@ -132,6 +132,13 @@ def test_a_model_that_does_not_beat_the_baselines_says_so(results):
     assert "does not beat" in str(render(change(results, ("metrics", "bits_per_dim"), 2.0)))
 
 
+def test_a_score_that_a_file_proves_stands_beside_what_was_reported(results):
+    assert "on disk" not in str(render(results))
+    text = str(render(change(results, ("metrics", "bits_per_dim_on_disk"), 0.52345)))
+    assert "reported, 0.5234 on disk on the test split" in text or "reported, 0.5235 on disk on the test split" in text
+    assert "| Bits per dimension of a file of all images (bits/dim) | on disk, decoded | 0.523" in text
+
+
 def test_a_metric_that_was_not_measured_has_no_line(results):
     del results["metrics"]["nll_nats_iw500"]
     card = str(render(results))

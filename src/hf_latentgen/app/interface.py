@@ -2,6 +2,7 @@
 
 import gradio as gr  # pyright: ignore[reportMissingImports]
 
+from hf_latentgen.app.bits import bits_tab
 from hf_latentgen.app.checkpoints import Checkpoints
 from hf_latentgen.app.tabs import complete_tab, interpolate_tab, map_tab, reconstruct_tab, sample_tab, text_tab
 
@@ -45,6 +46,7 @@ def build(checkpoints: Checkpoints) -> gr.Blocks:
             interpolate_tab(checkpoints)
             complete_tab(checkpoints)
             text_tab(checkpoints)
+        bits_tab(checkpoints)
         if checkpoints.fitting("sample"):
             page.load(**first_sample, api_visibility="private")
     return page.queue(max_size=100)

@@ -6,6 +6,7 @@ assert torch.equal(decompress(model, processor, compressed), levels)
 
 from hf_latentgen.coding.compression import Chunk, compress, compress_to, decompress, decompress_from
 from hf_latentgen.coding.container import CompressedFileError, Header, Info, read_info
+from hf_latentgen.coding.files import compress_files, decompress_files
 
 __all__ = [
     "Chunk",
@@ -13,8 +14,10 @@ __all__ = [
     "Header",
     "Info",
     "compress",
+    "compress_files",
     "compress_to",
     "decompress",
+    "decompress_files",
     "decompress_from",
     "read_info",
 ]

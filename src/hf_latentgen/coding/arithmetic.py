@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,11 +38,16 @@ def fixed_arithmetic() -> Iterator[None]:
     """One thread and deterministic kernels, for the whole process; afterwards what it was before."""
     threads, is_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic
+    fills = memory.fill_uninitialized_memory
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+    # Every tensor would be written twice.
+    memory.fill_uninitialized_memory = False
     try:
         yield
     finally:
+        memory.fill_uninitialized_memory = fills
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(is_deterministic, warn_only=only_warns)
 

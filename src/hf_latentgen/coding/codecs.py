@@ -5,8 +5,9 @@ asks for the next symbols and does not know which of the two it serves.
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -16,9 +17,7 @@ from hf_latentgen.coding.arithmetic import bytes_to_words, entropy_coder, probab
 from hf_latentgen.models.distributions import DiagonalGaussian
 from hf_latentgen.models.local_attention_interface import NAME
 from hf_latentgen.models.modeling_latentgen import LatentGenModel
-from hf_latentgen.models.modeling_local_transformer import rotary_angles
 from hf_latentgen.models.tokenization_bytes import BOS_TOKEN_ID, NUM_BYTES
-from hf_latentgen.models.window_cache import window_cache
 
 # A change of any of these numbers, or of a codec's own below, is a new FORMAT_VERSION.
 # A latent is coded as a multiple of this, from -LATENT_RANGE to LATENT_RANGE.
@@ -160,20 +159,19 @@ class ByteCodec:
 
     @torch.no_grad()
     def _run(self, lengths: Sequence[int], code: Callable[[int, int, np.ndarray], np.ndarray]) -> Tensor:
-        config, longest = cast(Any, self.model.config), max(lengths)
+        longest = max(lengths)
         ids = torch.zeros(len(lengths), 1 + longest, dtype=torch.int64)
         ids[:, 0] = BOS_TOKEN_ID
-        cache = window_cache(config, longest)
+        steps = self.model.model.steps(longest)
         for position in range(longest):
-            angles = rotary_angles(torch.tensor([[position]]), config.head_dim, config.rope_theta)
-            inputs = self.model.model.embed_tokens(ids[:, position : position + 1])
-            logits = self.model.lm_head(self.model.model.step(inputs, angles, cache))
-            chances = probabilities(logits[:, 0, :NUM_BYTES])
+            states = steps(self.model.model.embed_tokens(ids[:, position : position + 1]))
+            chances = probabilities(self.model.lm_head(states)[:, :NUM_BYTES])
             for row, length in enumerate(lengths):
                 if position < length:
                     ids[row, position + 1] = int(code(row, position, chances[row : row + 1])[0])
             if self.optimizer is not None and (position + 1) % ADAPT_STRIDE == 0:
                 self._learn(ids[:, : position + 2], lengths)
+                steps.read_weights()
         return ids
 
     @torch.enable_grad()
@@ -197,7 +195,7 @@ class BitsBackCodec:
 
     The first image finds none. Its latents are the posterior's mode, and cost what they cost; no random bits are
     needed. Then as many images are coded at once as the stack has bits for, at most `batch`, and how many is written
-    with them. The network always sees `batch` images, blank ones among them.
+    with them. The network sees the next power of two of images, blank ones among them.
 
     Latents are multiples of `LATENT_STEP`, whose prior and posterior are normal distributions of these intervals. The
     intervals are equally wide rather than equally probable, so that a posterior far from the origin keeps its shape.
@@ -223,15 +221,18 @@ class BitsBackCodec:
         """The payload of one chunk of images [B, C, H, W]."""
         (images,) = chunks
         stack = self.stream.stack.AnsCoder()
-        start, size = 0, 1
+        # Words that an image takes from the stack; of the first one nothing is known, and the stack is empty.
+        start, words = 0, math.inf
         while start < len(images):
-            size = min(2 * size, self.batch, len(images) - start)
-            padded = self._padded(images[start : start + size])
-            while size and (drawn := self._draw(stack, padded, size)) is None:
+            available = stack.num_words()
+            size = max(min(int(available / words), self.batch, len(images) - start), 1)
+            while size and (drawn := self._draw(stack, self._padded(images[start : start + size]), size)) is None:
                 size //= 2
             is_direct = size == 0
-            size = max(size, 1)
-            stack, codes, state = drawn if not is_direct else (stack, *self._infer(padded, self._mode))
+            if is_direct:
+                size, drawn = 1, (stack, *self._infer(self._padded(images[start : start + 1]), self._mode))
+            stack, codes, state = cast(tuple, drawn)
+            words = math.inf if is_direct else max((available - stack.num_words()) / size, 1)
             part = images[start : start + size]
             for place, chances in reversed(list(self._chances(state, torch.from_numpy(part), size))):
                 stack.encode_reverse(part[place].ravel().astype(np.int32), self.pixels, chances)
@@ -320,5 +321,6 @@ class BitsBackCodec:
             yield place, probabilities(logits.movedim(1, -1))
 
     def _padded(self, rows: np.ndarray) -> np.ndarray:
-        """Rows and zeros, `batch` together."""
-        return np.concatenate([rows, np.zeros((self.batch - len(rows), *rows.shape[1:]), rows.dtype)])
+        """Rows and zeros, a power of two together, which encoder and decoder find by the number of rows alone."""
+        missing = 2 ** (len(rows) - 1).bit_length() - len(rows)
+        return np.concatenate([rows, np.zeros((missing, *rows.shape[1:]), rows.dtype)])

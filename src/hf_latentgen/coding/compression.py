@@ -73,7 +73,7 @@ def compress(
         ImportError: constriction is not installed.
         ValueError: the model has no likelihood or weights that are not finite; images of another size, mode or range
             than the model's, or that its levels do not represent exactly; not one name for each image.
-        RuntimeError: what was decoded is not what was encoded.
+        ArithmeticError: what was decoded is not what was encoded.
     """
     file = io.BytesIO()
     _write(file, model, processor, data, names, adapt, verify)
@@ -198,7 +198,7 @@ def _write(
         if verify:
             decoded = checker.decode(payloads, [len(chunk) for chunk in group])
             if not all(map(np.array_equal, group, decoded)):
-                raise RuntimeError("what was decoded is not what was encoded: the arithmetic of this machine varies")
+                raise ArithmeticError("what was decoded is not what was encoded: the arithmetic of this machine varies")
         return list(zip(payloads, group, strict=True))
 
     values = int(np.prod(writer.header.shape))
@@ -297,7 +297,9 @@ def _chunks_of_bytes(data: bytes | BinaryIO, size: int) -> Iterator[np.ndarray]:
 def _chunks_of_images(data: Any, processor: LevelsImageProcessor, size: int) -> Iterator[np.ndarray]:
     channels, image_size = processor.num_channels, cast(int, processor.size.height)
     for part in _slices(data, size):
-        images = part if isinstance(part, np.ndarray) else np.concatenate([_levels(image, processor) for image in part])
+        images = (
+            part if isinstance(part, np.ndarray) else np.concatenate([exact_levels(image, processor) for image in part])
+        )
         check_levels(torch.as_tensor(images), channels, image_size, processor.num_levels)
         yield np.ascontiguousarray(images, dtype=np.uint8)
 
@@ -310,7 +312,7 @@ def _slices(data: Any, size: int) -> Iterator[np.ndarray | list]:
         yield from _groups(iter(data), size)
 
 
-def _levels(image: Image.Image | Tensor | np.ndarray, processor: LevelsImageProcessor) -> np.ndarray:
+def exact_levels(image: Image.Image | Tensor | np.ndarray, processor: LevelsImageProcessor) -> np.ndarray:
     """Levels of one image. [1, C, H, W].
 
     Raises:

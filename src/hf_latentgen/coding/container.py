@@ -79,7 +79,7 @@ class Info:
     Args:
         header: who can read it.
         count: images, or bytes.
-        names: names of the images, empty where none were given.
+        names: of each image, or one of all bytes; empty where none were given.
         entries: length of the payload, its CRC and that of the data, of each chunk. Structured array [chunks].
         start: where the first payload begins, in bytes.
         size: of the whole file, in bytes.
@@ -134,10 +134,11 @@ class Writer:
         """Write the index.
 
         Raises:
-            ValueError: there are names, but not one for each item.
+            ValueError: there are names, but not one for each image, or not one of the bytes.
         """
-        if names and len(names) != self.count:
-            raise ValueError(f"names must be {self.count}, one for each image, got {len(names)}")
+        wanted = self.count if self.header.shape else 1
+        if names and len(names) != wanted:
+            raise ValueError(f"names must be {wanted}, one for each image or one of all bytes, got {len(names)}")
         listed = zlib.compress(json.dumps(list(names), separators=(",", ":")).encode(), 9) if names else b""
         index = _COUNT.pack(self.count) + np.array(self.entries, _ENTRY).tobytes() + listed
         sum_of_index = zlib.crc32(index, zlib.crc32(self.header.pack()))

@@ -23,6 +23,8 @@ class Metric:
 METRICS = {
     "bits_per_dim": Metric("Bits per dimension, one posterior sample", "bits/dim", 4, "upper bound"),
     "exact_bits_per_dim": Metric("Bits per dimension", "bits/dim", 4, "exact"),
+    "bits_per_dim_on_disk": Metric("Bits per dimension of a file of all images", "bits/dim", 4, "on disk, decoded"),
+    "bits_per_byte_on_disk": Metric("Bits per byte of a file of all texts", "bits/byte", 4, "on disk, decoded"),
     "negative_elbo_nats": Metric("Negative ELBO, one posterior sample", "nats", 2, "upper bound"),
     "distortion_nats": Metric("Distortion", "nats", 2, "part of the bound"),
     "rate_nats": Metric("Rate", "nats", 2, "part of the bound"),
@@ -73,6 +75,7 @@ BASELINES = {
     "bz2_bits_per_dim": "bz2, whole split in one file",
     "xz_bits_per_dim": "xz, whole split in one file",
     "png_bits_per_dim": "PNG, one file per image",
+    "jpeg_xl_bits_per_dim": "JPEG XL at effort 9, whole split as a mosaic",
     "bz2_bits_per_byte": "bz2, after the training split",
     "xz_bits_per_byte": "xz, after the training split",
     "counting_0_bits_per_byte": "one histogram of bytes",

@@ -99,6 +99,8 @@ def load(
     for part in parts:
         if isinstance(part, torch.nn.Module):
             part.to(device)
+    # The folder of a snapshot says nothing to anybody.
+    parts[0].config._name_or_path = name
     return Checkpoint(name, folder, *parts)
 
 

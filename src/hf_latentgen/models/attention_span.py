@@ -69,6 +69,24 @@ class AttentionSpan(nn.Module):
         """The learned span of each head, in tokens, float32. [H]."""
         return self.share.float().clamp(0, 1) * self.window
 
+    def bias(self, window: int) -> Tensor | None:
+        """What is added to the scores at the distances 0 to `window - 1`, None if nothing is. [H, window]."""
+        if self.share is None and len(self.heads) == 1:
+            return None
+        sizes = torch.tensor(
+            [
+                [own]
+                for head in range(sum(map(len, self.heads.values())))
+                for own, of in self.heads.items()
+                if head in of
+            ]
+        )
+        hidden = torch.arange(window) >= sizes
+        if self.share is None:
+            return torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf)
+        soft = log_soft_mask(self.spans(), self.ramp, self.window)[:, :window]
+        return soft.masked_fill(hidden.to(soft.device), -torch.inf)
+
     def forward(
         self,
         query: Tensor,

@@ -22,6 +22,7 @@ from .attention_span import AttentionSpan, trimmed_window
 from .configuration_local_transformer import LocalTransformerConfig
 from .local_attention_interface import NAME, BandedMask, check_arguments
 from .modeling_latentgen import LatentGenModel
+from .position_steps import PositionSteps
 
 
 def rotary_angles(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -322,20 +323,10 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
         )
 
-    def step(self, inputs_embeds: Tensor, angles: tuple[Tensor, Tensor], cache: Cache) -> Tensor:
-        """The state of one position more, which `forward` gives with the same cache. [B, 1, hidden_size].
-
-        It takes a fraction of the time: after a `window_cache` nothing is to be masked, and nothing is checked.
-
-        Args:
-            inputs_embeds: embedding of the position. [B, 1, hidden_size].
-            angles: `rotary_angles` of the position.
-            cache: a `window_cache` that holds the positions before.
-        """
-        hidden_states = inputs_embeds
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, angles=angles, attention_mask=None, past_key_values=cache)
-        return self.norm(hidden_states)
+    def steps(self, length: int) -> PositionSteps:
+        """What `forward` gives with a cache for one position after the other, at most `length`, in far less time."""
+        positions = torch.arange(length, device=self.device).unsqueeze(0)
+        return PositionSteps(self, rotary_angles(positions, self.config.head_dim, self.config.rope_theta))
 
     def _hides_nothing(self, attention_mask: Tensor | dict | None, position_ids: Tensor | None) -> bool:
         """Neither padding nor the beginning of a packed document hides a key."""

@@ -21,8 +21,7 @@ from .distributions import (
     logistic_mixture_logits,
 )
 from .modeling_latentgen import check_completion, check_levels
-from .modeling_local_transformer import LocalTransformerModel, LocalTransformerPreTrainedModel, rotary_angles
-from .window_cache import window_cache
+from .modeling_local_transformer import LocalTransformerModel, LocalTransformerPreTrainedModel
 
 
 @dataclass
@@ -80,19 +79,14 @@ class PixelInputs:
 class PixelSteps:
     """Logits of one position after the other, from the values before it, which the caller fills in. See `steps`.
 
-    All that depends on positions alone is made once, and a window's keys stay where they are: a step of 16 images takes
-    about half of the time that a forward pass with transformers' cache takes.
+    All that depends on positions or weights alone is made once.
     """
 
     def __init__(self, model: "LocalTransformerForImageGeneration", values: Tensor, labels: Tensor | None):
-        length = values.shape[1]
         self.model = model
         self.values = values
-        self.inputs = PixelInputs(model, labels, 0, length)
-        positions = torch.arange(length, device=values.device).unsqueeze(0)
-        self.angles = rotary_angles(positions, model.config.head_dim, model.config.rope_theta)
-        self.cache = window_cache(model.config, length)
-        self.known = 0
+        self.inputs = PixelInputs(model, labels, 0, values.shape[1])
+        self.steps = model.model.steps(values.shape[1])
 
     @torch.no_grad()
     def logits(self, position: int) -> Tensor:
@@ -100,14 +94,7 @@ class PixelSteps:
 
         All positions that were left out are read at once.
         """
-        inputs = self.inputs(self.values, self.known, position + 1)
-        if position > self.known:
-            states = self.model.model(inputs_embeds=inputs, past_key_values=self.cache).last_hidden_state
-        else:
-            cosine, sine = (angle[:, :, position : position + 1] for angle in self.angles)
-            states = self.model.model.step(inputs, (cosine, sine), self.cache)
-        self.known = position + 1
-        outputs = self.model.lm_head(states[:, -1])
+        outputs = self.model.lm_head(self.steps(self.inputs(self.values, self.steps.known, position + 1)))
         config = self.model.config
         if config.pixel_likelihood == "categorical":
             return outputs

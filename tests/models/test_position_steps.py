@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from hf_latentgen import (
     LocalTransformerConfig,
@@ -10,8 +9,6 @@ from hf_latentgen import (
     LocalTransformerForImageGeneration,
     LocalTransformerImageConfig,
 )
-from hf_latentgen.models.modeling_local_transformer import rotary_angles
-from hf_latentgen.models.window_cache import WindowLayer, window_cache
 from modeling_common import perturb
 
 TINY = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
@@ -61,30 +58,14 @@ def test_a_step_reads_nothing_that_comes_later():
 
 @torch.no_grad()
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_steps_of_bytes_equal_the_full_pass(variant):
+@pytest.mark.parametrize("lengths", [[1] * 30, [9, 1, 1, 19], [3, 20, 1, 6], [1, 1, 6, 6, 1, 15]])
+def test_steps_of_bytes_equal_the_full_pass(variant, lengths):
     config = LocalTransformerConfig(**(TINY | {"window": 8} | VARIANTS[variant]))
     model = build(LocalTransformerForCausalLM, config)
     ids = torch.randint(0, 256, (3, 30))
     expected = model(ids).logits
-    cache = window_cache(config, 30)
-    for position in range(30):
-        angles = rotary_angles(torch.tensor([[position]]), config.head_dim, config.rope_theta)
-        state = model.model.step(model.model.embed_tokens(ids[:, position : position + 1]), angles, cache)
-        torch.testing.assert_close(model.lm_head(state)[:, 0], expected[:, position], rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("lengths", [[1] * 25, [9, 1, 1, 1], [3, 20, 1, 1], [1, 1, 6, 6, 1]])
-def test_layer_keeps_what_that_of_transformers_keeps(lengths):
-    ours, theirs = WindowLayer(5), DynamicSlidingWindowLayer(5)
+    steps, start = model.model.steps(30), 0
     for length in lengths:
-        states = torch.randn(2, 2, 3, length, 4)
-        assert ours.get_mask_sizes(length) == theirs.get_mask_sizes(length)
-        for found, expected in zip(ours.update(*states), theirs.update(*states), strict=True):
-            assert torch.equal(found, expected)
-        assert ours.get_seq_length() == theirs.get_seq_length()
-
-
-def test_a_cache_is_no_longer_than_the_sequence():
-    config = LocalTransformerConfig(**TINY, layer_windows=[[4, 10, 4, 5], None], **MIXED)
-    assert [layer.sliding_window for layer in window_cache(config, 8).layers] == [8, 8]
-    assert [layer.sliding_window for layer in window_cache(config, 100).layers] == [10, 100]
+        state = steps(model.model.embed_tokens(ids[:, start : start + length]))
+        start += length
+        torch.testing.assert_close(model.lm_head(state), expected[:, start - 1], rtol=1e-5, atol=1e-5)

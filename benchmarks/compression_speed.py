@@ -1,0 +1,91 @@
+"""Speed of compressing test images, and bytes with an untrained model of text, and of bringing them back.
+
+    python benchmarks/compression_speed.py --data_dir DATA
+
+Prints a table and writes `compression_speed.json` next to this file: images or kilobytes a second of compressing, with
+and without verifying, and of decompressing, on as many threads as there are cores, and the seconds of a processor for
+each image or kilobyte. Text has the architecture of `configs/local_shakespeare.yaml`; speed does not depend on weights.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from hf_latentgen import ByteTokenizer, load, load_images, load_text
+from hf_latentgen.coding import compress, decompress
+from hf_latentgen.coding.codecs import ByteCodec
+from hf_latentgen.data import LevelsDataset
+from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
+from hf_latentgen.hub.loading import new_model
+from hf_latentgen.rows.recipes import load_recipe
+
+ROWS = {
+    "local_mnist_4bit": "mnist",
+    "local_binarized_mnist": "binarized_mnist",
+    "vae_mnist_4bit": "mnist",
+    "vae_mnist_4bit_fast": "mnist",
+}
+# Targets on two cores: images a second, kilobytes a second.
+TARGETS = {"local": 25, "vae": 100, "text": 2}
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float, float]:
+    """What a call returns, its wall time and the time of the processor, in seconds."""
+    wall, busy = time.perf_counter(), time.process_time()
+    result = call()
+    return result, time.perf_counter() - wall, time.process_time() - busy
+
+
+def measure(model: Any, processor: Any, data: Any, count: float) -> dict[str, float]:
+    """Speeds of `count` images, or kilobytes."""
+    _, verified, _ = timed(lambda: compress(model, processor, data))
+    file, wall, busy = timed(lambda: compress(model, processor, data, verify=False))
+    back, wall_back, busy_back = timed(lambda: decompress(model, processor, file))
+    assert torch.equal(back, data) if isinstance(back, torch.Tensor) else back == data
+    return {
+        "compress_verified": count / verified,
+        "compress": count / wall,
+        "decompress": count / wall_back,
+        "compress_cpu_seconds_each": busy / count,
+        "decompress_cpu_seconds_each": busy_back / count,
+    }
+
+
+def main() -> None:
+    """Measures, prints and writes the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir")
+    parser.add_argument("--num_images", type=int, default=4096)
+    parser.add_argument("--num_chunks", type=int, default=32, help="of text; their bytes are --chunk_bytes")
+    parser.add_argument(
+        "--chunk_bytes", type=int, default=4096, help="fewer than those of a file, which only take time"
+    )
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    arguments = parser.parse_args()
+    record: dict = {"targets_on_two_cores": TARGETS, "cores": os.cpu_count()}
+    for row, dataset in ROWS.items():
+        found = load(row, device="cpu")
+        images = LevelsDataset(load_images(dataset, "test", data_dir=arguments.data_dir), found.processor)
+        levels = images.levels[: arguments.num_images].to(torch.uint8)
+        record[row] = measure(found.model, found.processor, levels, len(levels))
+        print(row, json.dumps({name: round(value, 4) for name, value in record[row].items()}), flush=True)
+    ByteCodec.chunk = arguments.chunk_bytes
+    torch.manual_seed(0)
+    model = new_model(AutoConfig.for_model(**load_recipe("local_shakespeare").model)).eval()
+    text = "".join(load_text("tinyshakespeare", "train", data_dir=arguments.data_dir)["text"]).encode()
+    text = text[: arguments.num_chunks * arguments.chunk_bytes]
+    record["text"] = measure(model, ByteTokenizer(), text, len(text) / 1000)
+    print("text", json.dumps({name: round(value, 4) for name, value in record["text"].items()}), flush=True)
+    record |= {"hardware": hardware(), "versions": versions(), "git_commit": git_commit()}
+    arguments.output.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
