@@ -79,6 +79,7 @@ def train(
     with one_line_errors():
         quiet()
         from hf_latentgen.hub.loading import load
+        from hf_latentgen.rows.command import train_report
         from hf_latentgen.rows.recipes import load_recipe, train_recipe
 
         if start is None and revision is not None:
@@ -88,7 +89,8 @@ def train(
         from accelerate import PartialState
 
         # Of several processes one reports.
-        PartialState().print(f"trained model, its processor and run.json: {folder}")
+        if PartialState().is_main_process:
+            train_report(folder)
 
 
 @app.command()

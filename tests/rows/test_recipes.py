@@ -78,7 +78,8 @@ def two_steps(data_dir, tmp_path):
         folder = train_recipe(recipe, tmp_path / "run", data_dir=str(data_dir))
         run = json.loads((folder / "run.json").read_text())
         (evaluation,) = run["history"]
-        assert run["row"] == path.stem
+        # What overrides its recipe is not its row.
+        assert run["row"] == "run"
         assert evaluation["step"] == 2
         loaded = load(folder)
         model, processor = loaded.model, loaded.processor
@@ -267,7 +268,7 @@ def test_run_record(tiny, tmp_path):
     overrides = ["training.eval_strategy=steps", "training.eval_steps=1", "dataset.name=digits"]
     folder = train_recipe(load_recipe(tiny, overrides), tmp_path / "run")
     run = json.loads((folder / "run.json").read_text())
-    assert run["row"] == "tiny"
+    assert run["row"] == "run"
     assert run["config"] == f"{tiny.parent.name}/{tiny.name}"
     assert run["overrides"] == overrides
     assert run["train_command"] == f"hf-latentgen train {run['config']} {' '.join(overrides)}"
@@ -279,9 +280,16 @@ def test_run_record(tiny, tmp_path):
     assert run["dataset"] == {"name": "digits"}
     assert run["training"]["max_steps"] == 2
     assert run["num_parameters"] == sum(weight.numel() for weight in load_file(folder / "model.safetensors").values())
-    assert run["reference"][0]["value"] == 1.5
+    # Published values are of a recipe and its data.
+    assert run["reference"] == []
     assert [entry["step"] for entry in run["history"]] == [1, 2]
     assert all(entry["eval_distortion"] > 0 for entry in run["history"])
+
+
+def test_a_recipe_without_overrides_keeps_its_name_and_references(tiny, tmp_path):
+    run = json.loads((train_recipe(load_recipe(tiny), tmp_path / "run") / "run.json").read_text())
+    assert run["row"] == "tiny"
+    assert run["reference"][0]["value"] == 1.5
 
 
 def test_two_runs_of_a_recipe_give_the_same_weights(tiny, tmp_path):

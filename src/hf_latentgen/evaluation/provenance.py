@@ -57,6 +57,12 @@ def public_command(words: Sequence[str]) -> str:
     return shlex.join(kept)
 
 
+def option_value(command: str, option: str) -> str | None:
+    """What follows an option in a recorded command, or None."""
+    words = shlex.split(command)
+    return words[words.index(option) + 1] if option in words else None
+
+
 def _public_path(word: str) -> str:
     """A path below the current folder relative to it, any other absolute one by its name; other words as they are."""
     path = Path(word)

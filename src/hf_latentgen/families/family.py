@@ -119,6 +119,7 @@ class Family:
         draw: the pictures of a row by name.
         columns: cells of its table by the title of their column, but for those of every table.
         template: the template of its card.
+        baselines: scores of codes without a network on the validation examples of a trainer; None where there are none.
         options: fields of [`Options`] that it has a use for.
         tolerances: how far a verified score may be from the published one, where that is not said by its standard error
             or by four equal digits.
@@ -144,6 +145,7 @@ class Family:
     arguments: type[LatentTrainingArguments] = LatentTrainingArguments
     model_keys: tuple[str, ...] | None = None
     dataset_keys: tuple[str, ...] = ("name", "streaming", "skip_broken")
+    baselines: Callable[[LatentTrainer], dict[str, float]] | None = None
     options: tuple[str, ...] = ()
     tolerances: Mapping[str, float] = field(default_factory=dict)
     history: tuple[str, str] = ("bits_per_dim", "bits/dim")

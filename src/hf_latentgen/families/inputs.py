@@ -1,6 +1,7 @@
 """What families of images, and of texts, share: the parts of a trainer, and the splits that are measured."""
 
 import functools
+import math
 
 from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, PreTrainedConfig
@@ -16,15 +17,20 @@ from hf_latentgen.data import (
     usable_labels,
 )
 from hf_latentgen.data.speakers import renamed_copies
+from hf_latentgen.evaluation.baselines import baseline_scores
+from hf_latentgen.evaluation.text import NUM_BYTES, text_baselines
 from hf_latentgen.families.family import Data, Setup
 from hf_latentgen.hub.loading import Checkpoint, new_model
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.models.modeling_latentgen import LatentGenModel
 from hf_latentgen.models.tokenization_bytes import ByteTokenizer, bytes_from_text
 from hf_latentgen.training.few_labels import FewLabelsDataset
+from hf_latentgen.training.trainer import LatentTrainer
 
 # Ids of a block of text.
 BLOCK_SIZE = 1024
+# Values of images, and bytes, that a code without a network counts in seconds.
+COUNTED_VALUES, COUNTED_BYTES = 2**24, 2**18
 # Images, or blocks of text, of a stream among which the next one is drawn.
 SHUFFLE_BUFFER = 10_000
 
@@ -100,6 +106,33 @@ def text_data(checkpoint: Checkpoint, name: str, split: str, data_dir: str | Non
     return Data(
         lambda part: [bytes_from_text(text) for text in load_text(name, part, data_dir=data_dir)["text"]], split
     )
+
+
+def image_codes(trainer: LatentTrainer) -> dict[str, float]:
+    """Bits per dimension of the validation images for each baseline, which has seen a part of the training images.
+
+    Of a stream, none.
+    """
+    train, validation, config = trainer.train_dataset, trainer.eval_dataset, trainer.model.config
+    if not isinstance(train, LevelsDataset) or not isinstance(validation, LevelsDataset):
+        return {}
+    # Every so manieth image: files may be in the order of their classes.
+    stride = math.ceil(train.levels.numel() / COUNTED_VALUES)
+    return baseline_scores(train.levels[::stride].numpy(), validation.levels.numpy(), config.num_levels)
+
+
+def text_codes(trainer: LatentTrainer) -> dict[str, float]:
+    """Bits per byte of the beginning of the validation texts for each baseline, after the end of the training texts.
+
+    Of a stream, none.
+    """
+    train, validation = trainer.train_dataset, trainer.eval_dataset
+    if not isinstance(train, TokenBlocksDataset) or not isinstance(validation, TokenBlocksDataset):
+        return {}
+    # Each block begins with the last id of the one before; what is no byte is a mark.
+    ids = (blocks.input_ids[:, 1:].flatten() for blocks in (train, validation))
+    seen, scored = (part[part < NUM_BYTES].byte().numpy().tobytes() for part in ids)
+    return text_baselines(seen[-COUNTED_BYTES:], scored[: COUNTED_BYTES // 4])
 
 
 def _name_classes(config: PreTrainedConfig, is_given: bool, names: list[str] | None, source: str) -> None:

@@ -18,7 +18,7 @@ from hf_latentgen.evaluation.pictures import image_grid, likelihood_history
 from hf_latentgen.evaluation.results import Results
 from hf_latentgen.evaluation.samples import autoencoder_pictures, memory_check, prior_samples, reconstruction_mse
 from hf_latentgen.families.family import Data, Family, Measured, Options
-from hf_latentgen.families.inputs import image_data, image_parts
+from hf_latentgen.families.inputs import image_codes, image_data, image_parts
 from hf_latentgen.hub.loading import Checkpoint
 from hf_latentgen.models.hub import IMAGE_TASK
 from hf_latentgen.training.elbo import ELBOTrainer
@@ -89,6 +89,7 @@ VAE = Family(
     make_parts=image_parts,
     load_data=image_data,
     measure=measure,
+    baselines=image_codes,
     verify=verify,
     draw=draw,
     columns=columns,

@@ -13,7 +13,7 @@ from rich.table import Table
 from hf_latentgen.evaluation.metrics import STANDARD_ERROR, best_baseline, describe_metric, headline, show
 from hf_latentgen.evaluation.results import Results
 from hf_latentgen.families.family import Options
-from hf_latentgen.hub.files import has_weights
+from hf_latentgen.hub.files import has_weights, read_json
 from hf_latentgen.hub.loading import ROWS, find_folder, load, row_folders
 from hf_latentgen.hub.publishing import full_repo_id, publish
 from hf_latentgen.rows.evaluation import RECORD, check_row, evaluate, write_evaluation
@@ -38,6 +38,16 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], file_f
             )
         # A file or another program takes lines of any length.
         Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def train_report(folder: Path) -> None:
+    """Print what a training came to, as its `run.json` says, and where the model is."""
+    verdict = read_json(folder / RECORD, "a training writes it").get("verdict")
+    if verdict is not None:
+        print(f"score on all {verdict['num_examples']:,} validation examples, {verdict['unit']}, lower is better")
+        print_table(["", ""], [[name, float(score)] for name, score in verdict["scores"].items()], "table")
+        print(verdict["sentence"])
+    print(f"trained model, its processor and run.json: {folder}")
 
 
 def evaluate_command(

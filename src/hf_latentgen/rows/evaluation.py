@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
+from hf_latentgen.evaluation.provenance import git_commit, hardware, option_value, versions
 from hf_latentgen.evaluation.results import FILE, Results
 from hf_latentgen.families import FAMILIES, find_family
 from hf_latentgen.families.family import Family, Options
@@ -199,7 +199,7 @@ def check_row(checkpoint: Path) -> str:
     """Name of the row that a run may become: that of its recipe, which it follows without overrides.
 
     Raises:
-        ValueError: it has no record, or its recipe was overridden.
+        ValueError: it has no record, its recipe was overridden, or it was trained from another checkpoint.
     """
     record = read_record(checkpoint)
     if not (checkpoint / RECORD).is_file() or not has_weights(checkpoint):
@@ -207,7 +207,10 @@ def check_row(checkpoint: Path) -> str:
             f"{checkpoint} cannot become a row: it lacks {RECORD}, which a training writes, or its weights"
         )
     if record.get("overrides"):
-        raise ValueError(f"{checkpoint} cannot become the row {record['row']}: it overrides {record['overrides']}")
+        row = Path(record["config"]).stem
+        raise ValueError(f"{checkpoint} cannot become the row {row}: it overrides {record['overrides']}")
+    if start := option_value(record["train_command"], "--from"):
+        raise ValueError(f"{checkpoint} cannot become a row: it was trained from {start}, a row from nothing")
     return record["row"]
 
 
