@@ -108,7 +108,10 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Split to score, all of it.")] = "test",
     batch_size: Annotated[int, typer.Option(help="Images at once.")] = 128,
     num_importance_samples: Annotated[
-        int | None, typer.Option(help="K of the importance-weighted likelihood of a VAE.  [default: 500]")
+        int | None, typer.Option(help="K of the importance-weighted likelihood of a VAE.  [default: from --budget]")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Time from which K follows: 90s, 10m, 2h.  [default: 10m, of a row K = 500]")
     ] = None,
     compile_pass: Annotated[
         bool | None, typer.Option("--compile", help="Compile the pass that is repeated K times.")
@@ -136,7 +139,8 @@ def evaluate(
             split=split,
             data_dir=data_dir,
             command=public_command(sys.argv[1:]),
-            options=Options(batch_size, seed, num_importance_samples, compile_pass),
+            options=Options(batch_size, seed, num_importance_samples, compile=compile_pass),
+            budget=budget,
             classifier=classifier,
             draws=tuple(draws or ()),
         )

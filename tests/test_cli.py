@@ -193,6 +193,16 @@ def test_a_run_is_evaluated_into_its_own_folder(command, checkpoint):
     assert (checkpoint / "images" / "samples.png").is_file()
 
 
+def test_an_evaluation_stays_within_a_budget(command, refused, checkpoint):
+    text = command("evaluate runs/vae_small --budget 0s")
+    assert text.startswith("K = 0 importance samples an image: about ")
+    assert "; K = 500 would take " in text
+    results = Results.read(checkpoint)
+    assert results.evaluate_command == "hf-latentgen evaluate runs/vae_small --num-importance-samples 0"
+    assert f"{results.metrics['bits_per_dim']:.4f}" in text
+    assert "budget must be a number with s, m or h, such as 10m, got '10'" in refused("evaluate vae_digits --budget 10")
+
+
 def test_a_checkpoint_without_a_record_is_scored_and_left_alone(command, refused, checkpoint):
     (checkpoint / "run.json").unlink()
     before = names(checkpoint)

@@ -13,6 +13,8 @@ import torch
 
 from hf_latentgen.data.sources import DATA_DIR_VARIABLE
 
+# Options that others have no use for.
+LEFT_OUT = ("--data-dir", "--output-dir", "--budget")
 PACKAGES = ("hf-latentgen", "torch", "transformers", "diffusers", "datasets", "accelerate")
 
 
@@ -45,12 +47,15 @@ def environment() -> dict[str, str]:
 
 
 def public_command(words: Sequence[str]) -> str:
-    """The command of these words as others can type it: folders of this machine are left out or lose their paths."""
+    """The command of these words as others can type it: folders of this machine are left out or lose their paths.
+
+    So is a budget of time, from which another machine would draw other conclusions.
+    """
     kept, is_left_out = ["hf-latentgen"], False
     for word in words:
-        if is_left_out or word in ("--data-dir", "--output-dir"):
+        if is_left_out or word in LEFT_OUT:
             is_left_out = not is_left_out
-        elif not word.startswith(("--data-dir=", "--output-dir=")):
+        elif not word.startswith(tuple(f"{option}=" for option in LEFT_OUT)):
             # The value of an override, or the word itself.
             key, equals, value = word.rpartition("=")
             kept.append(f"{key}{equals}{_public_path(value)}")

@@ -74,7 +74,8 @@ class Options:
     Args:
         batch_size: images at once.
         seed: of every random number.
-        num_importance_samples: K of the importance-weighted likelihood.
+        num_importance_samples: K of the importance-weighted likelihood, 0 to leave it out.
+        budget: seconds that these samples may take, from which K follows.
         compile: compile the pass that is repeated K times.
         classifier: in-domain classifier that judges samples.
         draws: classifiers of the same recipe trained with other labelled images or seeds.
@@ -83,6 +84,7 @@ class Options:
     batch_size: int = 128
     seed: int = 0
     num_importance_samples: int | None = None
+    budget: float | None = None
     compile: bool | None = None
     classifier: Checkpoint | None = None
     draws: tuple[Checkpoint, ...] | None = None
@@ -115,6 +117,7 @@ class Family:
         make_parts: arguments of the trainer by name, but for those of the training.
         load_data: the splits, from a checkpoint, the name of a data set, the split to score and a folder of local data.
         measure: the scores on all of the test split.
+        seconds_per_sample: what one importance sample of every test image takes; None where there are no such samples.
         verify: the scores that can be computed again in a minute or so, named as those of `measure`.
         draw: the pictures of a row by name.
         columns: cells of its table by the title of their column, but for those of every table.
@@ -145,6 +148,7 @@ class Family:
     arguments: type[LatentTrainingArguments] = LatentTrainingArguments
     model_keys: tuple[str, ...] | None = None
     dataset_keys: tuple[str, ...] = ("name", "streaming", "skip_broken")
+    seconds_per_sample: Callable[[Checkpoint, Data, Options], float] | None = None
     baselines: Callable[[LatentTrainer], dict[str, float]] | None = None
     options: tuple[str, ...] = ()
     tolerances: Mapping[str, float] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from hf_latentgen.evaluation.metrics import STANDARD_ERROR, best_baseline, describe_metric, headline, show
 from hf_latentgen.evaluation.results import Results
+from hf_latentgen.families import find_family
 from hf_latentgen.families.family import Options
 from hf_latentgen.hub.files import has_weights, read_json
 from hf_latentgen.hub.loading import ROWS, find_folder, load, row_folders
@@ -19,6 +21,9 @@ from hf_latentgen.hub.publishing import full_repo_id, publish
 from hf_latentgen.rows.evaluation import RECORD, check_row, evaluate, write_evaluation
 from hf_latentgen.rows.publishing import prepare_upload
 from hf_latentgen.rows.verification import verify_row
+
+# Time for importance samples where nothing else is said.
+BUDGET = "10m"
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], file_format: str) -> None:
@@ -38,6 +43,18 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], file_f
             )
         # A file or another program takes lines of any length.
         Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def parse_budget(text: str) -> float:
+    """Seconds in a time such as "90s", "10m" or "1.5h".
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if match is None:
+        raise ValueError(f"budget must be a number with s, m or h, such as 10m, got {text!r}")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def train_report(folder: Path) -> None:
@@ -61,10 +78,14 @@ def evaluate_command(
     data_dir: str | None,
     command: str,
     options: Options,
+    budget: str | None,
     classifier: str | None,
     draws: tuple[str, ...],
 ) -> None:
     """Evaluate a checkpoint, print its scores, and write them where that was asked for.
+
+    Where the number of importance samples is not given it follows from a budget of time, but for a row, whose number
+    is the same on every machine.
 
     A training run keeps its own results, those of its test split. A row of the repository is written only when asked
     for, by a run of its own recipe without overrides. What was only loaded is left as it is.
@@ -82,13 +103,17 @@ def evaluate_command(
     judge = None if classifier is None else load(classifier)
     others = tuple(load(draw) for draw in draws) or None
     loaded = replace(load(folder), name=checkpoint)
+    if budget is None and not row and options.num_importance_samples is None:
+        budget = BUDGET if "budget" in find_family(loaded.model_type).options else None
+    seconds = None if budget is None else parse_budget(budget)
     evaluation = evaluate(
         loaded,
         data,
         split=split,
         data_dir=data_dir,
-        options=replace(options, classifier=judge, draws=others),
+        options=replace(options, classifier=judge, draws=others, budget=seconds),
         command=command,
+        say=print,
     )
     results = evaluation.results
     print(f"{results.row} on all {results.num_images:,} of {results.dataset}, {results.split} split")

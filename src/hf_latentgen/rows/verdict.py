@@ -57,9 +57,7 @@ def judge(trainer: LatentTrainer, family: Family) -> Verdict:
     history = [entry[f"eval_{name}"] for entry in trainer.state.log_history if f"eval_{name}" in entry]
     lost = [rival for rival, value in rivals.items() if value <= score]
     if lost:
-        reasons = likely_reasons(
-            trainer.args.kl_warmup_steps, trainer.state.max_steps, history, model.config.to_dict()
-        )
+        reasons = likely_reasons(trainer.args.kl_warmup_steps, trainer.state.max_steps, history, model.config.to_dict())
         sentence = f"It lost to {' and to '.join(lost)}. Likely reasons: {'; '.join(reasons)}."
     else:
         sentence = "It beats all of them." if rivals else "There is nothing to compare it with."
@@ -78,7 +76,9 @@ def likely_reasons(warmup: float, num_steps: int, history: Sequence[float], mode
     warmup = warmup if warmup >= 1 else warmup * num_steps
     reasons = []
     if warmup > num_steps / 2:
-        reasons.append(f"the weight of the rate grows over {warmup:g} steps (kl_warmup_steps), the run had {num_steps:,}")
+        reasons.append(
+            f"the weight of the rate grows over {warmup:g} steps (kl_warmup_steps), the run had {num_steps:,}"
+        )
     falls = len(history) > 1 and history[-1] < history[-2] * (1 - STILL_FALLING)
     if falls or num_steps < FEW_STEPS:
         ending = ", and the score was still falling" if falls else ""
