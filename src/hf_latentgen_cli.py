@@ -73,6 +73,9 @@ def train(
     data_dir: DataDir = None,
     start: Annotated[str | None, typer.Option("--from", help="Checkpoint to start from.")] = None,
     revision: Revision = None,
+    allow_grey: Annotated[
+        bool, typer.Option("--allow-grey", help="Train a model of grey images on coloured ones.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
 ) -> None:
     """Train a row, or a recipe of your own."""
@@ -85,7 +88,8 @@ def train(
         if start is None and revision is not None:
             raise ValueError(f"revision is of no use without --from, got {revision!r}")
         checkpoint = None if start is None else load(start, revision, device="cpu")
-        folder = train_recipe(load_recipe(recipe, overrides), output_dir, data_dir, checkpoint, resume)
+        words = [*(overrides or []), *(["dataset.allow_grey=true"] if allow_grey else [])]
+        folder = train_recipe(load_recipe(recipe, words), output_dir, data_dir, checkpoint, resume)
         from accelerate import PartialState
 
         # Of several processes one reports.

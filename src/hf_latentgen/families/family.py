@@ -147,7 +147,7 @@ class Family:
     template: Path
     arguments: type[LatentTrainingArguments] = LatentTrainingArguments
     model_keys: tuple[str, ...] | None = None
-    dataset_keys: tuple[str, ...] = ("name", "streaming", "skip_broken")
+    dataset_keys: tuple[str, ...] = ("name", "streaming", "skip_broken", "allow_grey")
     seconds_per_sample: Callable[[Checkpoint, Data, Options], float] | None = None
     baselines: Callable[[LatentTrainer], dict[str, float]] | None = None
     options: tuple[str, ...] = ()

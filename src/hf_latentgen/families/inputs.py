@@ -2,9 +2,11 @@
 
 import functools
 import math
+from typing import Any
 
 from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import logging
 
 from hf_latentgen.data import (
     LevelsDataset,
@@ -16,6 +18,7 @@ from hf_latentgen.data import (
     stream_token_blocks,
     usable_labels,
 )
+from hf_latentgen.data.looks import look_at
 from hf_latentgen.data.speakers import renamed_copies
 from hf_latentgen.evaluation.baselines import baseline_scores
 from hf_latentgen.evaluation.text import NUM_BYTES, text_baselines
@@ -26,6 +29,8 @@ from hf_latentgen.models.modeling_latentgen import LatentGenModel
 from hf_latentgen.models.tokenization_bytes import ByteTokenizer, bytes_from_text
 from hf_latentgen.training.few_labels import FewLabelsDataset
 from hf_latentgen.training.trainer import LatentTrainer
+
+logger = logging.get_logger(__name__)
 
 # Ids of a block of text.
 BLOCK_SIZE = 1024
@@ -56,6 +61,7 @@ def image_parts(setup: Setup, needs_labels: bool = False, is_taught: bool = Fals
         model, processor = new_model(config), LevelsImageProcessor.for_config(config)
     else:
         model, processor = setup.checkpoint.model.cpu(), setup.checkpoint.processor
+    check_looks(training, processor, setup)
     if isinstance(training, Dataset):
         levels = LevelsDataset(training, processor, is_taught, setup.skipped)
     else:
@@ -66,6 +72,29 @@ def image_parts(setup: Setup, needs_labels: bool = False, is_taught: bool = Fals
         levels = _few_labels(setup.dataset, levels, is_taught)
     held_out = LevelsDataset(validation, processor, needs_labels, setup.skipped)
     return {"model": model, "processing_class": processor, "train_dataset": levels, "eval_dataset": held_out}
+
+
+def check_looks(images: Dataset | IterableDataset, processor: LevelsImageProcessor, setup: Setup) -> None:
+    """Warn that a model makes images smaller.
+
+    Raises:
+        ValueError: it makes coloured images grey, and nobody said that it may.
+    """
+    looks, name = look_at(images), setup.dataset["name"]
+    if looks is None:
+        return
+    origin = "the recipe" if setup.checkpoint is None else setup.checkpoint.name
+    if looks.has_colours and processor.num_channels == 1 and not setup.dataset.get("allow_grey", False):
+        remedy = "model.num_channels=3 keeps the colours" if setup.checkpoint is None else "train a model of its own"
+        raise ValueError(
+            f"dataset.allow_grey must be true (--allow-grey) to train on the images of {name} without their colours: "
+            f"num_channels of {origin} is 1; {remedy}"
+        )
+    size: Any = processor.size
+    if min(looks.width, looks.height) > size.height:
+        logger.warning(
+            f"the images of {name}, {looks.width}x{looks.height}, become {size.width}x{size.height}: {origin}"
+        )
 
 
 def text_parts(setup: Setup) -> dict:
