@@ -214,14 +214,24 @@ def publish(
     revision: Annotated[str | None, typer.Option(help="Branch to commit to, made if missing.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     with_code: Annotated[bool, typer.Option("--with-code", help="Add the code, for use without this package.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list the files, without network.")] = False,
+    license_name: Annotated[
+        str | None, typer.Option("--license", help="Of the weights, as the Hub names it.  [default: that of a row]")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Of the page.  [default: the name of the repository]")] = None,
+    dataset_title: Annotated[str | None, typer.Option(help="Of the data.  [default: the name of the folder]")] = None,
+    repository: Annotated[str | None, typer.Option(help="Address of the hf-latentgen repository you use.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and list the files, and write the page, without network.")
+    ] = False,
 ) -> None:
     """Publish weights, configuration, card and pictures on the Hub, in one commit."""
     with one_line_errors():
         quiet()
+        from hf_latentgen.rows.cards import Choices
         from hf_latentgen.rows.command import publish_command
 
-        publish_command(checkpoint, repo_id, private, revision, create_pr, with_code, dry_run)
+        choices = Choices(license_name, title, dataset_title, repository)
+        publish_command(checkpoint, repo_id, private, revision, create_pr, with_code, dry_run, choices)
 
 
 @app.command()

@@ -5,6 +5,7 @@ import io
 import json
 import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -482,7 +483,11 @@ def test_rows_without_weights_are_not_verified(command, repository, here):
 
 def test_publishing_is_rehearsed_without_network(command, refused, checkpoint):
     command("evaluate runs/vae_small --num-importance-samples 1")
-    text = command("publish runs/vae_small --repo-id someone/vae --dry-run")
+    assert "license must be chosen for runs/vae_small" in refused(
+        "publish runs/vae_small --repo-id someone/vae --dry-run"
+    )
+    text = command("publish runs/vae_small --repo-id someone/vae --license mit --title Small --dry-run")
+    assert "license: mit" in Path("runs/to_publish/vae/README.md").read_text()
     assert "bytes  model.safetensors" in text
     assert "left out: results.json, run.json" in text
     assert "'a//b'" in refused("publish runs/vae_small --repo-id a//b --dry-run")

@@ -17,13 +17,16 @@ from hf_latentgen.families import find_family
 from hf_latentgen.families.family import Options
 from hf_latentgen.hub.files import has_weights, read_json
 from hf_latentgen.hub.loading import ROWS, find_folder, load, row_folders
-from hf_latentgen.hub.publishing import full_repo_id, publish
+from hf_latentgen.hub.publishing import Upload, full_repo_id, publish
+from hf_latentgen.rows.cards import Choices
 from hf_latentgen.rows.evaluation import RECORD, check_row, evaluate, write_evaluation
 from hf_latentgen.rows.publishing import prepare_upload
 from hf_latentgen.rows.verification import verify_row
 
 # Time for importance samples where nothing else is said.
 BUDGET = "10m"
+# Where pages are looked at before anything is public.
+PAGES = Path("runs", "to_publish")
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], file_format: str) -> None:
@@ -145,20 +148,35 @@ def publish_command(
     create_pr: bool = False,
     with_code: bool = False,
     dry_run: bool = False,
+    choices: Choices | None = None,
 ) -> None:
-    """List what is published of a row, and publish it unless `dry_run`. Errors as in [`publish`]."""
+    """List what is published of a row, and publish it, or with `dry_run` write its page to look at.
+
+    Errors as in [`publish`].
+    """
     folder = next((folder for folder in (Path(checkpoint), ROWS / checkpoint) if folder.is_dir()), Path(checkpoint))
-    upload = prepare_upload(folder, repo_id if dry_run else full_repo_id(repo_id), with_code)
+    upload = prepare_upload(folder, repo_id if dry_run else full_repo_id(repo_id), with_code, choices=choices)
     for name, size in upload.sizes().items():
         print(f"{size:>12,} bytes  {name}")
     if upload.left_out:
         print(f"left out: {', '.join(upload.left_out)}")
     if dry_run:
+        print(f"the page to look at: {write_page(upload)}")
         return
     commit = publish(upload, private or None, revision, create_pr)
     print(commit.pr_url or commit.commit_url)
     if commit.pr_url and upload.tag:
         print(f"the card names the tag {upload.tag}: publish once more when the pull request is merged, which sets it")
+
+
+def write_page(upload: Upload) -> Path:
+    """The card of what is going to be published, written with its pictures to a folder of its own."""
+    folder = PAGES / upload.repo_id.split("/")[-1]
+    for name, content in upload.contents.items():
+        if Path(name).suffix in (".md", ".png"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    return folder / "README.md"
 
 
 def rows_command(file_format: str) -> None:
