@@ -7,6 +7,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -65,11 +66,14 @@ def quiet() -> None:
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="YAML file, or the name of a row such as vae_digits.")],
+    recipe: Annotated[
+        str, typer.Argument(help="YAML file, name of a row such as vae_digits, or a folder of images of your own.")
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that replace the recipe's.")
+        list[str] | None,
+        typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that replace the recipe's. Of a folder, size=."),
     ] = None,
-    output_dir: Annotated[str | None, typer.Option(help="Folder to write.  [default: runs/<row>]")] = None,
+    output_dir: Annotated[str | None, typer.Option(help="Folder to write.  [default: runs/<row or folder>]")] = None,
     data_dir: DataDir = None,
     start: Annotated[str | None, typer.Option("--from", help="Checkpoint to start from.")] = None,
     revision: Revision = None,
@@ -78,18 +82,25 @@ def train(
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
 ) -> None:
-    """Train a row, or a recipe of your own."""
+    """Train a row, a recipe of your own, or a model of the images in a folder."""
     with one_line_errors():
         quiet()
         from hf_latentgen.hub.loading import load
         from hf_latentgen.rows.command import train_report
+        from hf_latentgen.rows.own_images import folder_recipe, is_folder
         from hf_latentgen.rows.recipes import load_recipe, train_recipe
 
         if start is None and revision is not None:
             raise ValueError(f"revision is of no use without --from, got {revision!r}")
         checkpoint = None if start is None else load(start, revision, device="cpu")
         words = [*(overrides or []), *(["dataset.allow_grey=true"] if allow_grey else [])]
-        folder = train_recipe(load_recipe(recipe, words), output_dir, data_dir, checkpoint, resume)
+        if is_folder(recipe):
+            made, sentences = folder_recipe(recipe, words, checkpoint)
+            print(*sentences, sep="\n", flush=True)
+            output_dir = output_dir or str(Path("runs", Path(recipe).resolve().name))
+        else:
+            made = load_recipe(recipe, words)
+        folder = train_recipe(made, output_dir, data_dir, checkpoint, resume)
         from accelerate import PartialState
 
         # Of several processes one reports.

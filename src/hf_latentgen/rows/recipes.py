@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -90,6 +90,9 @@ def load_recipe(
 ) -> Recipe:
     """The recipe in a YAML file or of a row, with `section.key=value` overrides.
 
+    A file may describe several `sizes`, each with values for its sections; `size` names the one that is taken, and can
+    be overridden too.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a key is unknown (names the nearest one), or the file or an override is malformed.
@@ -99,10 +102,13 @@ def load_recipe(
         if "=" not in override:
             raise ValueError(f"an override must have the form section.key=value, got {override!r}")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides or []))
+        base, words = OmegaConf.load(path), OmegaConf.from_dotlist(overrides or [])
+        merged = OmegaConf.merge(base, _of_size(base, words), words)
         given = cast(dict, OmegaConf.to_container(merged, resolve=True))
     except (YAMLError, OmegaConfBaseException, OSError, TypeError) as error:
         raise ValueError(f"{path} with {overrides or 'no overrides'} is no mapping of sections: {error}") from error
+    if given.pop("sizes", None):
+        del given["size"]
     _check_keys("", given, ("dataset", "model", "training", "reference"))
     sections = {"dataset": {"name": "digits"}, "model": {}, "training": {}, "reference": [], **given}
     for key, section in sections.items():
@@ -129,6 +135,21 @@ def load_recipe(
     for section, keys in (("model", known), ("dataset", family.dataset_keys), ("training", arguments)):
         _check_keys(f"{section}.", sections[section], keys)
     return Recipe(path, list(overrides or []), **sections, family=family)
+
+
+def _of_size(base: Any, words: Any) -> Any:
+    """The values of the size that overrides, or else the file, ask for; none of a file without sizes.
+
+    Raises:
+        ValueError: there is no such size.
+    """
+    sizes = base.get("sizes", {}) if OmegaConf.is_dict(base) else {}
+    if not sizes:
+        return {}
+    size = words.get("size", base.get("size"))
+    if size not in sizes:
+        raise ValueError(f"size must be one of {', '.join(sizes)}, got {size!r}")
+    return sizes[size]
 
 
 def train_recipe(
