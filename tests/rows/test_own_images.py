@@ -34,7 +34,7 @@ def make_grey(folder):
 
 def test_the_images_say_what_the_model_is(folder):
     recipe, (data, model, time) = folder_recipe("photos", ["model.latent_dim=7", *NARROW])
-    assert (recipe.dataset["name"], recipe.model["image_size"], recipe.model["num_channels"]) == ("photos", 12, 3)
+    assert (recipe.dataset["name"], recipe.model["image_size"], recipe.model["num_channels"]) == ("./photos", 12, 3)
     assert (recipe.model["latent_dim"], recipe.model["num_levels"]) == (7, 256)
     assert data == "photos: 50 coloured images of 20x12 for training, 4 for validation, 6 for test"
     assert model.startswith("own_images: 3 channels, 12x12 pixels, 256 levels, 7 latents, ")
@@ -62,7 +62,7 @@ def test_a_training_of_a_folder_runs_scores_and_says_what_it_was(folder):
     run = json.loads((train_recipe(recipe, "runs/photos") / "run.json").read_text())
     assert run["row"] == "photos"
     assert run["train_command"].startswith(
-        "hf-latentgen train configs/own_images.yaml dataset.name=photos model.image_size=12 model.num_channels=3 "
+        "hf-latentgen train configs/own_images.yaml dataset.name=./photos model.image_size=12 model.num_channels=3 "
     )
     # Lengths are shares of the run.
     assert [entry["step"] for entry in run["history"]] == [1, 2, 3, 4]

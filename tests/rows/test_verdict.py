@@ -72,7 +72,7 @@ def test_a_model_without_a_likelihood_is_compared_with_the_untrained_one(train):
         (0, 5000, [], {"num_levels": 256}, "num_levels=256"),
         (0, 5000, [2.0, 2.0], {"latent_dim": 20, "num_levels": 16}, "too small"),
         (0.1, 5000, [2.0, 2.0], {"latent_dim": 2, "ladder_channels": [4], "num_levels": 16}, "too small"),
-        (0, 5000, [2.0, 2.0], {"num_levels": 256, "likelihood": "logistic_mixture"}, "too small"),
+        (0, 5000, [2.0, 2.0], {"num_levels": 256, "pixel_likelihood": "logistic_mixture"}, "too small"),
     ],
 )
 def test_reasons(warmup, steps, history, model, words):

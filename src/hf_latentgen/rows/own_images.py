@@ -44,6 +44,8 @@ def folder_recipe(
         ValueError: no image can be read, a split is missing, or as in [`load_recipe`].
     """
     words = list(overrides or [])
+    # The name of a folder may be that of a data set, as that of the photos is.
+    folder = folder if "/" in folder else f"./{folder}"
     training = load_images(folder, "train")
     looks = look_at(training)
     if looks is None:

@@ -87,6 +87,6 @@ def likely_reasons(warmup: float, num_steps: int, history: Sequence[float], mode
         reasons.append("too few images, which it has learned by heart: the score rose again before the end")
     if model.get("latent_dim", FEW_LATENTS) < FEW_LATENTS and not model.get("ladder_channels"):
         reasons.append(f"too few latents: latent_dim={model['latent_dim']}")
-    if model.get("num_levels", 0) > FEW_LEVELS and model.get("likelihood", "categorical") == "categorical":
+    if model.get("num_levels", 0) > FEW_LEVELS and model.get("pixel_likelihood", "categorical") == "categorical":
         reasons.append(f"too many levels to learn each by itself: num_levels={model['num_levels']}")
     return reasons or ["the network is too small, or of a kind that does not suit these data"]
