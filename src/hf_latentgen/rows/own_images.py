@@ -4,8 +4,10 @@ import copy
 import math
 import time
 from pathlib import Path
+from typing import cast
 
 import torch
+from datasets import Dataset
 from transformers import AutoConfig
 
 from hf_latentgen.data import load_images
@@ -46,7 +48,7 @@ def folder_recipe(
     words = list(overrides or [])
     # The name of a folder may be that of a data set, as that of the photos is.
     folder = folder if "/" in folder else f"./{folder}"
-    training = load_images(folder, "train")
+    training = cast(Dataset, load_images(folder, "train"))
     looks = look_at(training)
     if looks is None:
         raise ValueError(f"{folder} must hold images for training, got none that can be read")
@@ -64,13 +66,13 @@ def folder_recipe(
 def _sentences(recipe: Recipe, model: LatentGenModel, looks: Looks, num_images: int) -> list[str]:
     """What is trained on what, and for how long."""
     folder, training, config = recipe.dataset["name"], recipe.training, model.config
-    num_held_out = len(load_images(folder, "validation"))
+    num_held_out = len(cast(Dataset, load_images(folder, "validation")))
     batch, steps = training["per_device_train_batch_size"], training["max_steps"]
     images = steps * batch + COST_OF_EVALUATION * num_held_out / training["eval_steps"]
     seconds = images / batch * step_seconds(model, batch)
     colours = "coloured" if looks.has_colours else "grey"
     try:
-        tested = f"{len(load_images(folder, 'test')):,} for test"
+        tested = f"{len(cast(Dataset, load_images(folder, 'test'))):,} for test"
     except ValueError:
         tested = "none for test: evaluate with --split validation"
     return [
