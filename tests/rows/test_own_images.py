@@ -38,7 +38,7 @@ def test_the_images_say_what_the_model_is(folder):
     assert (recipe.model["latent_dim"], recipe.model["num_levels"]) == (7, 256)
     assert data == "photos: 50 coloured images of 20x12 for training, 4 for validation, 6 for test"
     assert model.startswith("own_images: 3 channels, 12x12 pixels, 256 levels, 7 latents, ")
-    assert time.startswith("4 steps of 32 images, each image 2.56 times: about ")
+    assert time.startswith("4 steps of 8 images, each image 0.64 times: about ")
     make_grey(folder)
     recipe, (data, *_) = folder_recipe("photos", NARROW)
     assert recipe.model["num_channels"] == 1
