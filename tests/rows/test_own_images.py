@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from hf_latentgen import VLAEConfig, VLAEModel
 from hf_latentgen.hub.loading import load
 from hf_latentgen.rows.own_images import folder_recipe, is_folder
 from hf_latentgen.rows.recipes import train_recipe
-from rows_common import save_vae
+from rows_common import save_checkpoint
 
 NARROW = ["model.hidden_channels=[4,4,4]", "model.ladder_channels=[]", "training.max_steps=4"]
 
@@ -73,7 +75,9 @@ def test_a_training_of_a_folder_runs_scores_and_says_what_it_was(folder):
 
 def test_a_folder_with_a_model_to_start_from_keeps_its_fields(folder):
     make_grey(folder)
-    start = load(save_vae(folder.parent / "start"))
+    torch.manual_seed(0)
+    model = VLAEModel(VLAEConfig(image_size=8, latent_dim=2, hidden_channels=[4], decoder_channels=8))
+    start = load(save_checkpoint(model, folder.parent / "start"))
     recipe, (_, model, _) = folder_recipe("photos", ["training.max_steps=2"], start)
     assert "1 channels, 8x8 pixels, 16 levels, 2 latents, " in model
     assert load(train_recipe(recipe, "runs/on", checkpoint=start)).model.config.image_size == 8
