@@ -128,29 +128,29 @@ def photos(here):
     """A folder of coloured images, larger than those of the recipe."""
     pixels = np.random.default_rng(0).integers(0, 256, (48, 12, 12, 3), dtype=np.uint8)
     for index, image in enumerate(pixels):
-        path = here / "photos" / ("train", "val", "test")[max(0, index - 45)] / f"{index}.png"
+        path = here / "pictures" / ("train", "val", "test")[max(0, index - 45)] / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
-    return here / "photos"
+    return here / "pictures"
 
 
 @pytest.mark.parametrize("start", ["", "--from runs/vae_small"])
 def test_colours_are_lost_only_where_that_is_allowed(command, refused, here, checkpoint, photos, start):
-    line = refused(f"train small.yaml dataset.name=photos --output-dir runs/grey {start}")
+    line = refused(f"train small.yaml dataset.name=pictures --output-dir runs/grey {start}")
     assert "dataset.allow_grey must be true (--allow-grey)" in line
     assert "num_channels of " in line
     assert not (here / "runs" / "grey").exists()
-    text = command(f"train small.yaml dataset.name=photos --allow-grey --output-dir runs/grey {start}")
+    text = command(f"train small.yaml dataset.name=pictures --allow-grey --output-dir runs/grey {start}")
     assert "score on all " in text
     run = json.loads((here / "runs" / "grey" / "run.json").read_text())
-    assert run["dataset"] == {"name": "photos", "allow_grey": True}
+    assert run["dataset"] == {"name": "pictures", "allow_grey": True}
     assert "dataset.allow_grey=true" in run["train_command"]
 
 
 def test_smaller_images_are_said(command, photos, caplog):
     with caplog.at_level("WARNING"):
-        command("train small.yaml dataset.name=photos model.num_channels=3")
-    assert "the images of photos, 12x12, become 8x8: the recipe" in caplog.text
+        command("train small.yaml dataset.name=pictures model.num_channels=3")
+    assert "the images of pictures, 12x12, become 8x8: the recipe" in caplog.text
 
 
 @pytest.mark.parametrize(
