@@ -7,6 +7,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -65,30 +66,46 @@ def quiet() -> None:
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="YAML file, or the name of a row such as vae_digits.")],
+    recipe: Annotated[
+        str, typer.Argument(help="YAML file, name of a row such as vae_digits, or a folder of images of your own.")
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that replace the recipe's.")
+        list[str] | None,
+        typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that replace the recipe's. Of a folder, size=."),
     ] = None,
-    output_dir: Annotated[str | None, typer.Option(help="Folder to write.  [default: runs/<row>]")] = None,
+    output_dir: Annotated[str | None, typer.Option(help="Folder to write.  [default: runs/<row or folder>]")] = None,
     data_dir: DataDir = None,
     start: Annotated[str | None, typer.Option("--from", help="Checkpoint to start from.")] = None,
     revision: Revision = None,
+    allow_grey: Annotated[
+        bool, typer.Option("--allow-grey", help="Train a model of grey images on coloured ones.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
 ) -> None:
-    """Train a row, or a recipe of your own."""
+    """Train a row, a recipe of your own, or a model of the images in a folder."""
     with one_line_errors():
         quiet()
         from hf_latentgen.hub.loading import load
+        from hf_latentgen.rows.command import train_report
+        from hf_latentgen.rows.own_images import folder_recipe, is_folder
         from hf_latentgen.rows.recipes import load_recipe, train_recipe
 
         if start is None and revision is not None:
             raise ValueError(f"revision is of no use without --from, got {revision!r}")
         checkpoint = None if start is None else load(start, revision, device="cpu")
-        folder = train_recipe(load_recipe(recipe, overrides), output_dir, data_dir, checkpoint, resume)
+        words = [*(overrides or []), *(["dataset.allow_grey=true"] if allow_grey else [])]
+        if is_folder(recipe):
+            made, sentences = folder_recipe(recipe, words, checkpoint)
+            print(*sentences, sep="\n", flush=True)
+            output_dir = output_dir or str(Path("runs", Path(recipe).resolve().name))
+        else:
+            made = load_recipe(recipe, words)
+        folder = train_recipe(made, output_dir, data_dir, checkpoint, resume)
         from accelerate import PartialState
 
         # Of several processes one reports.
-        PartialState().print(f"trained model, its processor and run.json: {folder}")
+        if PartialState().is_main_process:
+            train_report(folder)
 
 
 @app.command()
@@ -106,7 +123,10 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Split to score, all of it.")] = "test",
     batch_size: Annotated[int, typer.Option(help="Images at once.")] = 128,
     num_importance_samples: Annotated[
-        int | None, typer.Option(help="K of the importance-weighted likelihood of a VAE.  [default: 500]")
+        int | None, typer.Option(help="K of the importance-weighted likelihood of a VAE.  [default: from --budget]")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Time from which K follows: 90s, 10m, 2h.  [default: 10m, of a row K = 500]")
     ] = None,
     compile_pass: Annotated[
         bool | None, typer.Option("--compile", help="Compile the pass that is repeated K times.")
@@ -134,7 +154,8 @@ def evaluate(
             split=split,
             data_dir=data_dir,
             command=public_command(sys.argv[1:]),
-            options=Options(batch_size, seed, num_importance_samples, compile_pass),
+            options=Options(batch_size, seed, num_importance_samples, compile=compile_pass),
+            budget=budget,
             classifier=classifier,
             draws=tuple(draws or ()),
         )
@@ -248,14 +269,24 @@ def publish(
     revision: Annotated[str | None, typer.Option(help="Branch to commit to, made if missing.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     with_code: Annotated[bool, typer.Option("--with-code", help="Add the code, for use without this package.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list the files, without network.")] = False,
+    license_name: Annotated[
+        str | None, typer.Option("--license", help="Of the weights, as the Hub names it.  [default: that of a row]")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Of the page.  [default: the name of the repository]")] = None,
+    dataset_title: Annotated[str | None, typer.Option(help="Of the data.  [default: the name of the folder]")] = None,
+    repository: Annotated[str | None, typer.Option(help="Address of the hf-latentgen repository you use.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and list the files, and write the page, without network.")
+    ] = False,
 ) -> None:
     """Publish weights, configuration, card and pictures on the Hub, in one commit."""
     with one_line_errors():
         quiet()
+        from hf_latentgen.rows.cards import Choices
         from hf_latentgen.rows.command import publish_command
 
-        publish_command(checkpoint, repo_id, private, revision, create_pr, with_code, dry_run)
+        choices = Choices(license_name, title, dataset_title, repository)
+        publish_command(checkpoint, repo_id, private, revision, create_pr, with_code, dry_run, choices)
 
 
 @app.command()

@@ -19,6 +19,6 @@ def change(results, path, value):
     return changed
 
 
-def render(results, pictures=("samples.png",)):
+def render(results, pictures=("samples.png",), repo_id=REPO_ID, choices=None):
     """The card of the contents of a `results.json`."""
-    return render_card(Results.from_dict(results), REPO_ID, pictures)
+    return render_card(Results.from_dict(results), repo_id, pictures, choices=choices)

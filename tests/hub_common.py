@@ -119,7 +119,7 @@ def make_results(model: PreTrainedModel, **changes: object) -> Results:
         "evaluate_command": "evaluate",
         "evaluation": {},
         "train_command": "train",
-        "config": "configs/small.yaml",
+        "config": "configs/vae_digits.yaml",
         "seed": 0,
         "train_seconds": 1.0,
         "hardware": "cpu",
@@ -136,7 +136,6 @@ def write_row(folder: Path, family: Family, max_shard_size: int | str = "50GB") 
     make_results(
         family.model,
         row=folder.name,
-        config=f"configs/{folder.name}.yaml",
         dataset=family.dataset,
         metrics={"bits_per_byte" if is_text else "reconstruction_mse": 1.5},
         sample_text="To be" if is_text else None,

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,6 +137,36 @@ def test_trains_resumes_and_starts_from_the_result(command, here):
     assert all((first[name] == second[name]).all() for name in first)
 
 
+@pytest.fixture
+def photos(here):
+    """A folder of coloured images, larger than those of the recipe."""
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 12, 12, 3), dtype=np.uint8)
+    for index, image in enumerate(pixels):
+        path = here / "pictures" / ("train", "val", "test")[max(0, index - 45)] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return here / "pictures"
+
+
+@pytest.mark.parametrize("start", ["", "--from runs/vae_small"])
+def test_colours_are_lost_only_where_that_is_allowed(command, refused, here, checkpoint, photos, start):
+    line = refused(f"train small.yaml dataset.name=pictures --output-dir runs/grey {start}")
+    assert "dataset.allow_grey must be true (--allow-grey)" in line
+    assert "num_channels of " in line
+    assert not (here / "runs" / "grey").exists()
+    text = command(f"train small.yaml dataset.name=pictures --allow-grey --output-dir runs/grey {start}")
+    assert "score on all " in text
+    run = json.loads((here / "runs" / "grey" / "run.json").read_text())
+    assert run["dataset"] == {"name": "pictures", "allow_grey": True}
+    assert "dataset.allow_grey=true" in run["train_command"]
+
+
+def test_smaller_images_are_said(command, photos, caplog):
+    with caplog.at_level("WARNING"):
+        command("train small.yaml dataset.name=pictures model.num_channels=3")
+    assert "the images of pictures, 12x12, become 8x8: the recipe" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
@@ -205,6 +236,16 @@ def test_a_run_is_evaluated_into_its_own_folder(command, checkpoint):
     assert f"{results.metrics['bits_per_dim']:.4f}" in text
     assert "results.json and images: " in text
     assert (checkpoint / "images" / "samples.png").is_file()
+
+
+def test_an_evaluation_stays_within_a_budget(command, refused, checkpoint):
+    text = command("evaluate runs/vae_small --budget 0s")
+    assert text.startswith("K = 0 importance samples an image: about ")
+    assert "; K = 500 would take " in text
+    results = Results.read(checkpoint)
+    assert results.evaluate_command == "hf-latentgen evaluate runs/vae_small --num-importance-samples 0"
+    assert f"{results.metrics['bits_per_dim']:.4f}" in text
+    assert "budget must be a number with s, m or h, such as 10m, got '10'" in refused("evaluate vae_digits --budget 10")
 
 
 def test_a_checkpoint_without_a_record_is_scored_and_left_alone(command, refused, checkpoint):
@@ -537,7 +578,11 @@ def test_rows_without_weights_are_not_verified(command, repository, here):
 
 def test_publishing_is_rehearsed_without_network(command, refused, checkpoint):
     command("evaluate runs/vae_small --num-importance-samples 1")
-    text = command("publish runs/vae_small --repo-id someone/vae --dry-run")
+    assert "license must be chosen for runs/vae_small" in refused(
+        "publish runs/vae_small --repo-id someone/vae --dry-run"
+    )
+    text = command("publish runs/vae_small --repo-id someone/vae --license mit --title Small --dry-run")
+    assert "license: mit" in Path("runs/to_publish/vae/README.md").read_text()
     assert "bytes  model.safetensors" in text
     assert "left out: results.json, run.json" in text
     assert "'a//b'" in refused("publish runs/vae_small --repo-id a//b --dry-run")

@@ -104,7 +104,7 @@ def faults_of_command(name: str, arguments: list[str]) -> list[str]:
     try:
         given = COMMANDS[name].make_context(name, arguments).params
         if name == "train":
-            load_recipe(given["recipe"], given["overrides"])
+            load_recipe("own_images" if given["recipe"] in PLACEHOLDERS else given["recipe"], given["overrides"])
     except (UsageError, OSError, ValueError) as error:
         return [str(error)]
     checkpoints = [given.get(key) for key in ("checkpoint", "model", "start")] + list(given.get("names") or ())
@@ -176,12 +176,14 @@ def test_the_readme_is_short():
         ("hf-latentgen train vae_digits --outputdir x", "--outputdir"),
         ("hf-latentgen train vae_digitz", "vae_digits"),
         ("hf-latentgen train vae_digits model.latent=2", "latent_dim"),
+        ("hf-latentgen train PATH size=huge", "small, base, large"),
         ("hf-latentgen app --port seven", "integer"),
         ("hf-latentgen evaluate vae_none", "vae_none"),
         ("hf-latentgen score x --model none", "none"),
         ("make test ARGS='-k vae'", None),
         ("hf-latentgen train vae_digits dataset.name=PATH --output-dir runs/mine", None),
         ("hf-latentgen evaluate runs/mine --data PATH", None),
+        ("hf-latentgen train PATH size=base", None),
     ],
 )
 def test_the_checker_of_commands_refuses(command, fault):

@@ -12,7 +12,7 @@ from hf_latentgen.evaluation.files import score_files
 from hf_latentgen.evaluation.results import Results
 from hf_latentgen.families import FAMILIES
 from hf_latentgen.hub.publishing import publish
-from hf_latentgen.rows.cards import card_text
+from hf_latentgen.rows.cards import Choices, card_text
 from hf_latentgen.rows.evaluation import evaluate, write_evaluation
 from hf_latentgen.rows.publishing import prepare_upload
 from hf_latentgen.rows.recipes import load_recipe, train_recipe
@@ -77,7 +77,7 @@ def test_it_is_verified(row):
 # The client itself raises it, of the library beneath.
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_it_is_published_loaded_sampled_and_scores_files(row, hub, tmp_path):
-    publish(prepare_upload(row, "ada/histogram", families=KNOWN))
+    publish(prepare_upload(row, "ada/histogram", families=KNOWN, choices=Choices(license="mit")))
     assert {"README.md", "model.safetensors", "images/samples.png"} <= hub.files("ada/histogram").keys()
     loaded, local = load("ada/histogram"), load(row)
     assert tmp_path in loaded.folder.parents

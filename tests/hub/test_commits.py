@@ -259,8 +259,15 @@ def test_an_evaluation_tells_which_weights_it_measured(families, tmp_path):
     trainer = make_trainer(families, tmp_path / "run")
     trainer.save_model()
     families["vae"].processor.save_pretrained(tmp_path / "run")
-    run = {"row": "small", "config": "configs/small.yaml", "overrides": [], "seed": 0, "dataset": {"name": "digits"}}
-    run |= {"reference": [], "training": {}, "history": [], "train_command": "train", "train_seconds": 1.0}
+    run = {"row": "small", "config": "configs/vae_digits.yaml", "overrides": [], "seed": 0}
+    run |= {
+        "dataset": {"name": "digits"},
+        "reference": [],
+        "training": {},
+        "history": [],
+        "train_command": "train",
+        "train_seconds": 1.0,
+    }
     run |= {"hardware": "cpu", "versions": {}, "git_commit": "0"}
     (tmp_path / "run" / "run.json").write_text(json.dumps(run))
     evaluation = evaluate(load(tmp_path / "run"), options=Options(num_importance_samples=1))

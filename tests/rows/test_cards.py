@@ -9,7 +9,7 @@ import hf_latentgen
 from cards_common import CONFIG, REPO_ID, change, render
 from hf_latentgen.data.descriptions import describe_data
 from hf_latentgen.evaluation.metrics import BASELINES, describe_metric
-from hf_latentgen.rows.cards import CAPTIONS, duration, list_pictures
+from hf_latentgen.rows.cards import CAPTIONS, Choices, duration, list_pictures
 
 
 def test_rendering_is_deterministic_and_leaves_results_alone(results):
@@ -43,6 +43,66 @@ def test_metadata_survives_a_round_trip(results):
         assert (entry.dataset_type, entry.dataset_split) == ("sklearn-docs/digits", "test")
         assert entry.dataset_name == "scikit-learn digits, 16 levels"
     assert scores["bits_per_dim"].metric_name == "Bits per dimension, one posterior sample (upper bound)"
+
+
+@pytest.fixture
+def own(results):
+    """The results of a run that overrides a recipe with a folder of images somewhere on this machine."""
+    words = "dataset.name=photos model.num_channels=3"
+    return results | {
+        "row": "mine",
+        "dataset": "/data/of/mine/photos",
+        "overrides": ["dataset.name=/data/of/mine/photos", "model.num_channels=3"],
+        "train_command": f"hf-latentgen train configs/vae_digits.yaml {words}",
+        "evaluate_command": "hf-latentgen evaluate runs/mine",
+        "reference": [],
+    }
+
+
+def test_a_model_of_ones_own_has_its_own_title_and_no_licence_that_nobody_chose(own):
+    card = render(own, repo_id="ada/lichens")
+    assert card.data.license is None
+    assert card.data.model_name == "lichens"
+    assert card.text.strip().startswith("# lichens\n")
+    assert "No licence of the weights was chosen" in card.text
+    assert "vae_digits" not in card.text.split("## Training")[0]
+    assert "/data" not in str(card)
+    assert 'load_images("photos", split="test")' in card.text
+    assert {entry.dataset_type for entry in card.data.eval_results} == {"photos"}
+    assert "Published values" not in card.text
+
+
+def test_what_somebody_chose_is_on_the_page(own):
+    address = "https://example.org/hf-latentgen"
+    choices = Choices("cc-by-4.0", "Lichens of the Alps", "Photos of lichens", address)
+    card = render(own, repo_id="ada/lichens", choices=choices)
+    assert card.data.license == "cc-by-4.0"
+    assert card.data.model_name == "Lichens of the Alps"
+    assert {entry.dataset_name for entry in card.data.eval_results} == {"Photos of lichens, 16 levels"}
+    assert f"[hf-latentgen repository]({address})" in card.text
+    assert "Weights: cc-by-4.0. Code: Apache-2.0." in card.text
+    assert "images of Photos of lichens" in card.text
+
+
+@pytest.mark.parametrize(
+    ("start", "base"),
+    [
+        ("vae_mnist_4bit", "hf-latentgen/vae_mnist_4bit"),
+        ("ada/vae", "ada/vae"),
+        ("./runs/first", None),
+        ("first", None),
+    ],
+)
+def test_a_model_that_went_on_from_another_names_it(results, start, base):
+    card = render(results | {"train_command": f"hf-latentgen train configs/vae_digits.yaml --from {start}"})
+    assert card.data.get("base_model") == base
+    assert f"It went on from `{start}`." in card.text
+    assert card.data.license is None
+
+
+def test_words_that_change_nothing_leave_a_row_a_row(results):
+    assert render(results | {"overrides": ["training.disable_tqdm=true"]}).data.license == "apache-2.0"
+    assert render(results | {"overrides": ["training.seed=1"]}).data.license is None
 
 
 NUMBERS = [

@@ -18,8 +18,9 @@ from hf_latentgen import (
     load,
     load_images,
 )
+from hf_latentgen.evaluation.likelihood import sample_seconds
 from hf_latentgen.evaluation.results import Results
-from hf_latentgen.families import inputs
+from hf_latentgen.families import inputs, vae
 from hf_latentgen.families.family import Options
 from hf_latentgen.rows import evaluation as rows_evaluation
 from hf_latentgen.rows.cards import card_text
@@ -241,6 +242,9 @@ def test_what_may_become_a_row(checkpoint, tmp_path):
     write_run(checkpoint, overrides=["model.latent_dim=2"])
     with pytest.raises(ValueError, match=r"cannot become the row vae_small: it overrides \['model.latent_dim=2'\]"):
         check_row(checkpoint)
+    write_run(checkpoint, train_command="hf-latentgen train configs/vae_small.yaml --from ./runs/other")
+    with pytest.raises(ValueError, match=r"cannot become a row: it was trained from \./runs/other"):
+        check_row(checkpoint)
     (checkpoint / "run.json").unlink()
     with pytest.raises(ValueError, match=r"cannot become a row: it lacks run\.json"):
         check_row(checkpoint)
@@ -250,7 +254,9 @@ def test_what_may_become_a_row(checkpoint, tmp_path):
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"num_importance_samples": 0}, "num_importance_samples must be at least 1, got 0"),
+        ({"num_importance_samples": -1}, "num_importance_samples must be at least 0, got -1"),
+        ({"budget": -1.0}, "budget must be at least 0, got -1"),
+        ({"budget": 60.0, "num_importance_samples": 5}, "budget must be None where num_importance_samples is given"),
         ({"draws": ()}, "draws is of no use for variational autoencoders"),
         ({"classifier": "itself"}, "classifier is of no use for variational autoencoders"),
     ],
@@ -267,7 +273,34 @@ def test_options_are_checked_before_anything_is_measured(trained, monkeypatch, o
         evaluate(loaded, options=Options(**options))
 
 
-@pytest.mark.parametrize("name", ["num_importance_samples", "compile"])
+@pytest.mark.parametrize(
+    ("seconds", "count", "said"),
+    [
+        (2.0, 20, "K = 20 importance samples an image: about 52 s; K = 500 would take 16 min 40 s"),
+        (0.1, 500, "K = 500 importance samples an image: about 51 s"),
+        (1000.0, 0, "K = 0 importance samples an image: about 1 h 40 min; K = 500 would take 138 h 53 min"),
+    ],
+)
+def test_a_budget_of_time_says_how_many_samples_are_drawn(
+    trained, few_images, monkeypatch, capsys, seconds, count, said
+):
+    monkeypatch.setattr(vae, "sample_seconds", lambda *_: seconds)
+    options = Options(budget=60.0)
+    results = evaluate(load(trained), options=options, command="hf-latentgen evaluate x", say=print).results
+    assert capsys.readouterr().out.splitlines()[0] == said
+    # Another machine draws as many in another time.
+    assert results.evaluate_command == f"hf-latentgen evaluate x --num-importance-samples {count}"
+    assert {key for key in results.metrics if key.startswith("nll_nats_iw") and "error" not in key} == (
+        {f"nll_nats_iw{count}"} if count else set()
+    )
+
+
+def test_the_seconds_of_a_sample_are_those_of_all_images(trained):
+    model, levels = load(trained).model, torch.zeros(600, 1, 8, 8, dtype=torch.uint8)
+    assert 0 < sample_seconds(model, levels, batch_size=50) < 60
+
+
+@pytest.mark.parametrize("name", ["num_importance_samples", "budget", "compile"])
 def test_an_adversarial_autoencoder_has_no_options_of_a_vae(tmp_path, name):
     torch.manual_seed(0)
     fields = {"architecture": "mlp", "image_size": 8, "latent_dim": 2, "hidden_channels": [8], "num_labels": 10}

@@ -15,10 +15,12 @@ from typer.testing import CliRunner
 from hf_latentgen import LevelsImageProcessor, VAEConfig, VAEModel
 from hf_latentgen.evaluation.results import Results
 from hf_latentgen.hub.files import has_weights, weights_sha256
+from hf_latentgen.rows.cards import Choices
 from hf_latentgen.rows.command import publish_command
 from hf_latentgen.rows.publishing import prepare_upload
 from hf_latentgen_cli import app
 from hub_common import make_results
+from rows_common import names
 
 REPO_ID = "someone/small-vae"
 PUBLISHED = [
@@ -39,7 +41,7 @@ def trained(tmp_path_factory):
     model = VAEModel(VAEConfig(image_size=8, latent_dim=2, hidden_channels=[4, 4, 4]))
     model.save_pretrained(folder)
     LevelsImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
-    make_results(model, row="vae_small", config="configs/vae_small.yaml").write(folder)
+    make_results(model, row="vae_small").write(folder)
     for name in ("images", "images/private.png", "checkpoint-10", "samples"):
         (folder / name).mkdir()
     for name in ("images/samples.png", "images/manifold.png", "images/private.png/a.png", "samples/b.png"):
@@ -90,14 +92,28 @@ def test_sizes_are_those_of_the_files(trained):
     assert sizes["README.md"] == len(upload.contents["README.md"])
 
 
-def test_dry_run_lists_files_and_sizes_without_network(trained, no_network, capsys):
+def test_dry_run_lists_files_and_sizes_without_network(trained, no_network, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     publish_command(str(trained), REPO_ID, dry_run=True)
     lines = capsys.readouterr().out.splitlines()
     listed = sorted(line.split()[-1] for line in lines if " bytes  " in line)
     assert listed == PUBLISHED
     size = (trained / "model.safetensors").stat().st_size
     assert f"{size:>12,} bytes  model.safetensors" in lines
-    assert lines[-1].startswith("left out: .env, checkpoint-10, ")
+    assert lines[-2].startswith("left out: .env, checkpoint-10, ")
+    page = tmp_path / "runs" / "to_publish" / "small-vae"
+    assert lines[-1] == "the page to look at: runs/to_publish/small-vae/README.md"
+    assert (page / "README.md").read_bytes() == prepare_upload(trained, REPO_ID).contents["README.md"]
+    assert names(page) == ["README.md", "images", "images/manifold.png", "images/samples.png"]
+
+
+def test_a_model_of_ones_own_needs_a_licence(folder, no_network):
+    replace(Results.read(folder), overrides=["model.latent_dim=2"]).write(folder)
+    with pytest.raises(ValueError, match="license must be chosen for .*: --license"):
+        prepare_upload(folder, REPO_ID)
+    upload = prepare_upload(folder, REPO_ID, choices=Choices(license="mit"))
+    data = ModelCard(upload.contents["README.md"].decode()).data
+    assert (data.license, data.model_name) == ("mit", "small-vae")
 
 
 @pytest.mark.parametrize("repo_id", ["", "a/b/c", "a//b", "-a/b", "a/b c", "../b", "a/b.git", "a/" + "b" * 100])

@@ -15,7 +15,8 @@ from hf_latentgen.evaluation.text import count_bytes, token_nats
 from hf_latentgen.hub.loading import load, new_model
 from hf_latentgen.rows.recipes import load_recipe, recipe_files, train_recipe
 
-RECIPES = recipe_files()
+# One that is made for folders of anybody's is no row.
+RECIPES = [path for path in recipe_files() if path.stem != "own_images"]
 VAE_RECIPES = [path for path in RECIPES if path.stem.startswith("vae_")]
 AAE_RECIPES = [path for path in RECIPES if path.stem.startswith(("aae_", "ae_"))]
 LOCAL_RECIPES = [path for path in RECIPES if path.stem.startswith("local_")]
@@ -78,7 +79,8 @@ def two_steps(data_dir, tmp_path):
         folder = train_recipe(recipe, tmp_path / "run", data_dir=str(data_dir))
         run = json.loads((folder / "run.json").read_text())
         (evaluation,) = run["history"]
-        assert run["row"] == path.stem
+        # What overrides its recipe is not its row.
+        assert run["row"] == "run"
         assert evaluation["step"] == 2
         loaded = load(folder)
         model, processor = loaded.model, loaded.processor
@@ -224,6 +226,22 @@ def test_mistakes_in_a_recipe_are_named(tiny, override, complaint):
         load_recipe(tiny, [override])
 
 
+def test_a_recipe_of_several_sizes_is_taken_at_one(tmp_path):
+    path = tmp_path / "sizes.yaml"
+    path.write_text(
+        "size: small\nsizes: {small: {model: {latent_dim: 2}}, large: {model: {latent_dim: 9}}}\n"
+        "model: {latent_dim: 1, num_levels: 4}\n"
+    )
+    assert load_recipe(path).model["latent_dim"] == 2
+    assert load_recipe(path, ["size=large"]).model == {"model_type": "latentgen_vae", "latent_dim": 9, "num_levels": 4}
+    # What is said of one field counts more than the size.
+    assert load_recipe(path, ["size=large", "model.latent_dim=5"]).model["latent_dim"] == 5
+    with pytest.raises(ValueError, match="size must be one of small, large, got 'huge'"):
+        load_recipe(path, ["size=huge"])
+    with pytest.raises(ValueError, match=r"unknown key model\.latent; the nearest valid key is model\.latent_dim"):
+        load_recipe(path, ["model.latent=5"])
+
+
 def test_a_file_that_is_no_recipe_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no recipe at .*missing.yaml"):
         load_recipe(tmp_path / "missing.yaml")
@@ -267,7 +285,7 @@ def test_run_record(tiny, tmp_path):
     overrides = ["training.eval_strategy=steps", "training.eval_steps=1", "dataset.name=digits"]
     folder = train_recipe(load_recipe(tiny, overrides), tmp_path / "run")
     run = json.loads((folder / "run.json").read_text())
-    assert run["row"] == "tiny"
+    assert run["row"] == "run"
     assert run["config"] == f"{tiny.parent.name}/{tiny.name}"
     assert run["overrides"] == overrides
     assert run["train_command"] == f"hf-latentgen train {run['config']} {' '.join(overrides)}"
@@ -279,9 +297,16 @@ def test_run_record(tiny, tmp_path):
     assert run["dataset"] == {"name": "digits"}
     assert run["training"]["max_steps"] == 2
     assert run["num_parameters"] == sum(weight.numel() for weight in load_file(folder / "model.safetensors").values())
-    assert run["reference"][0]["value"] == 1.5
+    # Published values are of a recipe and its data.
+    assert run["reference"] == []
     assert [entry["step"] for entry in run["history"]] == [1, 2]
     assert all(entry["eval_distortion"] > 0 for entry in run["history"])
+
+
+def test_a_recipe_without_overrides_keeps_its_name_and_references(tiny, tmp_path):
+    run = json.loads((train_recipe(load_recipe(tiny), tmp_path / "run") / "run.json").read_text())
+    assert run["row"] == "tiny"
+    assert run["reference"][0]["value"] == 1.5
 
 
 def test_two_runs_of_a_recipe_give_the_same_weights(tiny, tmp_path):

@@ -65,6 +65,13 @@ def test_weight_of_the_rate_grows_by_steps_and_is_full_in_evaluation(make_traine
     assert {entry["eval_beta"] for entry in trainer.state.log_history if "eval_beta" in entry} == {0.5}
 
 
+def test_a_warm_up_can_be_a_share_of_the_run(make_trainer, training_logs):
+    trainer = make_trainer(kl_warmup_steps=0.5, max_steps=8)
+    trainer.train()
+    betas = [entry["beta"] for entry in training_logs(trainer)]
+    assert betas == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1])
+
+
 def test_free_bits_are_in_the_loss_and_not_in_the_rate(make_trainer, training_logs):
     trainer = make_trainer(config={"free_bits": 5.0}, max_steps=1)
     trainer.train()

@@ -1,17 +1,27 @@
 """What cards and pages say about data sets: their titles, where they are on the Hub, how they are divided."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """What a card says about a data set. `hub_id` is None where there is nothing to link on the Hub."""
+    """What a card says about a data set.
+
+    Args:
+        title: its name in words.
+        hub_id: its name on the Hub, None where there is nothing to link.
+        description: what it is.
+        name: what `load_images` is given; of a folder its name, as where it lies is nobody else's business.
+        is_folder: whether that is a folder of the author's.
+    """
 
     title: str
     hub_id: str | None
     description: str
+    name: str = ""
+    is_folder: bool = False
 
 
 MNIST_SPLITS = (
@@ -53,6 +63,7 @@ DATA_SOURCES = {
 def describe_data(name: str) -> DataSource:
     """What is known of a data set by the name given to `load_images`: a built-in name, a Hub id or a folder."""
     if name in DATA_SOURCES:
-        return DATA_SOURCES[name]
+        return replace(DATA_SOURCES[name], name=name)
     is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and not Path(name).exists()
-    return DataSource(Path(name).name, name if is_hub_id else None, "")
+    folder = Path(name).name
+    return DataSource(folder, name if is_hub_id else None, "", name if is_hub_id else folder, not is_hub_id)

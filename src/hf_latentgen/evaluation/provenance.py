@@ -13,6 +13,8 @@ import torch
 
 from hf_latentgen.data.sources import DATA_DIR_VARIABLE
 
+# Options that others have no use for.
+LEFT_OUT = ("--data-dir", "--output-dir", "--budget")
 PACKAGES = ("hf-latentgen", "torch", "transformers", "diffusers", "datasets", "accelerate")
 
 
@@ -45,16 +47,25 @@ def environment() -> dict[str, str]:
 
 
 def public_command(words: Sequence[str]) -> str:
-    """The command of these words as others can type it: folders of this machine are left out or lose their paths."""
+    """The command of these words as others can type it: folders of this machine are left out or lose their paths.
+
+    So is a budget of time, from which another machine would draw other conclusions.
+    """
     kept, is_left_out = ["hf-latentgen"], False
     for word in words:
-        if is_left_out or word in ("--data-dir", "--output-dir"):
+        if is_left_out or word in LEFT_OUT:
             is_left_out = not is_left_out
-        elif not word.startswith(("--data-dir=", "--output-dir=")):
+        elif not word.startswith(tuple(f"{option}=" for option in LEFT_OUT)):
             # The value of an override, or the word itself.
             key, equals, value = word.rpartition("=")
             kept.append(f"{key}{equals}{_public_path(value)}")
     return shlex.join(kept)
+
+
+def option_value(command: str, option: str) -> str | None:
+    """What follows an option in a recorded command, or None."""
+    words = shlex.split(command)
+    return words[words.index(option) + 1] if option in words else None
 
 
 def _public_path(word: str) -> str:

@@ -74,7 +74,8 @@ class Options:
     Args:
         batch_size: images at once.
         seed: of every random number.
-        num_importance_samples: K of the importance-weighted likelihood.
+        num_importance_samples: K of the importance-weighted likelihood, 0 to leave it out.
+        budget: seconds that these samples may take, from which K follows.
         compile: compile the pass that is repeated K times.
         classifier: in-domain classifier that judges samples.
         draws: classifiers of the same recipe trained with other labelled images or seeds.
@@ -83,6 +84,7 @@ class Options:
     batch_size: int = 128
     seed: int = 0
     num_importance_samples: int | None = None
+    budget: float | None = None
     compile: bool | None = None
     classifier: Checkpoint | None = None
     draws: tuple[Checkpoint, ...] | None = None
@@ -115,10 +117,12 @@ class Family:
         make_parts: arguments of the trainer by name, but for those of the training.
         load_data: the splits, from a checkpoint, the name of a data set, the split to score and a folder of local data.
         measure: the scores on all of the test split.
+        seconds_per_sample: what one importance sample of every test image takes; None where there are no such samples.
         verify: the scores that can be computed again in a minute or so, named as those of `measure`.
         draw: the pictures of a row by name, but for the curve of its training.
         columns: cells of its table by the title of their column, but for those of every table.
         template: the template of its card.
+        baselines: scores of codes without a network on the validation examples of a trainer; None where there are none.
         options: fields of [`Options`] that it has a use for.
         tolerances: how far a verified score may be from the published one, where that is not said by its standard error
             or by four equal digits.
@@ -143,7 +147,9 @@ class Family:
     template: Path
     arguments: type[LatentTrainingArguments] = LatentTrainingArguments
     model_keys: tuple[str, ...] | None = None
-    dataset_keys: tuple[str, ...] = ("name", "streaming", "skip_broken")
+    dataset_keys: tuple[str, ...] = ("name", "streaming", "skip_broken", "allow_grey")
+    seconds_per_sample: Callable[[Checkpoint, Data, Options], float] | None = None
+    baselines: Callable[[LatentTrainer], dict[str, float]] | None = None
     options: tuple[str, ...] = ()
     tolerances: Mapping[str, float] = field(default_factory=dict)
     history: tuple[str, str] = ("bits_per_dim", "bits/dim")

@@ -1,9 +1,12 @@
 """What families of images, and of texts, share: the parts of a trainer, and the splits that are measured."""
 
 import functools
+import math
+from typing import Any
 
 from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import logging
 
 from hf_latentgen.data import (
     LevelsDataset,
@@ -15,16 +18,24 @@ from hf_latentgen.data import (
     stream_token_blocks,
     usable_labels,
 )
+from hf_latentgen.data.looks import look_at
 from hf_latentgen.data.speakers import renamed_copies
+from hf_latentgen.evaluation.baselines import baseline_scores
+from hf_latentgen.evaluation.text import NUM_BYTES, text_baselines
 from hf_latentgen.families.family import Data, Setup
 from hf_latentgen.hub.loading import Checkpoint, new_model
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.models.modeling_latentgen import LatentGenModel
 from hf_latentgen.models.tokenization_bytes import ByteTokenizer, bytes_from_text
 from hf_latentgen.training.few_labels import FewLabelsDataset
+from hf_latentgen.training.trainer import LatentTrainer
+
+logger = logging.get_logger(__name__)
 
 # Ids of a block of text.
 BLOCK_SIZE = 1024
+# Values of images, and bytes, that a code without a network counts in seconds.
+COUNTED_VALUES, COUNTED_BYTES = 2**24, 2**18
 # Images, or blocks of text, of a stream among which the next one is drawn.
 SHUFFLE_BUFFER = 10_000
 
@@ -50,6 +61,7 @@ def image_parts(setup: Setup, needs_labels: bool = False, is_taught: bool = Fals
         model, processor = new_model(config), LevelsImageProcessor.for_config(config)
     else:
         model, processor = setup.checkpoint.model.cpu(), setup.checkpoint.processor
+    check_looks(training, processor, setup)
     if isinstance(training, Dataset):
         levels = LevelsDataset(training, processor, is_taught, setup.skipped)
     else:
@@ -60,6 +72,29 @@ def image_parts(setup: Setup, needs_labels: bool = False, is_taught: bool = Fals
         levels = _few_labels(setup.dataset, levels, is_taught)
     held_out = LevelsDataset(validation, processor, needs_labels, setup.skipped)
     return {"model": model, "processing_class": processor, "train_dataset": levels, "eval_dataset": held_out}
+
+
+def check_looks(images: Dataset | IterableDataset, processor: LevelsImageProcessor, setup: Setup) -> None:
+    """Warn that a model makes images smaller.
+
+    Raises:
+        ValueError: it makes coloured images grey, and nobody said that it may.
+    """
+    looks, name = look_at(images), setup.dataset["name"]
+    if looks is None:
+        return
+    origin = "the recipe" if setup.checkpoint is None else setup.checkpoint.name
+    if looks.has_colours and processor.num_channels == 1 and not setup.dataset.get("allow_grey", False):
+        remedy = "model.num_channels=3 keeps the colours" if setup.checkpoint is None else "train a model of its own"
+        raise ValueError(
+            f"dataset.allow_grey must be true (--allow-grey) to train on the images of {name} without their colours: "
+            f"num_channels of {origin} is 1; {remedy}"
+        )
+    size: Any = processor.size
+    if min(looks.width, looks.height) > size.height:
+        logger.warning(
+            f"the images of {name}, {looks.width}x{looks.height}, become {size.width}x{size.height}: {origin}"
+        )
 
 
 def text_parts(setup: Setup) -> dict:
@@ -100,6 +135,33 @@ def text_data(checkpoint: Checkpoint, name: str, split: str, data_dir: str | Non
     return Data(
         lambda part: [bytes_from_text(text) for text in load_text(name, part, data_dir=data_dir)["text"]], split
     )
+
+
+def image_codes(trainer: LatentTrainer) -> dict[str, float]:
+    """Bits per dimension of the validation images for each baseline, which has seen a part of the training images.
+
+    Of a stream, none.
+    """
+    train, validation, config = trainer.train_dataset, trainer.eval_dataset, trainer.model.config
+    if not isinstance(train, LevelsDataset) or not isinstance(validation, LevelsDataset):
+        return {}
+    # Every so manieth image: files may be in the order of their classes.
+    stride = math.ceil(train.levels.numel() / COUNTED_VALUES)
+    return baseline_scores(train.levels[::stride].numpy(), validation.levels.numpy(), config.num_levels)
+
+
+def text_codes(trainer: LatentTrainer) -> dict[str, float]:
+    """Bits per byte of the beginning of the validation texts for each baseline, after the end of the training texts.
+
+    Of a stream, none.
+    """
+    train, validation = trainer.train_dataset, trainer.eval_dataset
+    if not isinstance(train, TokenBlocksDataset) or not isinstance(validation, TokenBlocksDataset):
+        return {}
+    # Each block begins with the last id of the one before; what is no byte is a mark.
+    ids = (blocks.input_ids[:, 1:].flatten() for blocks in (train, validation))
+    seen, scored = (part[part < NUM_BYTES].byte().numpy().tobytes() for part in ids)
+    return text_baselines(seen[-COUNTED_BYTES:], scored[: COUNTED_BYTES // 4])
 
 
 def _name_classes(config: PreTrainedConfig, is_given: bool, names: list[str] | None, source: str) -> None:

@@ -15,7 +15,7 @@ from hf_latentgen.evaluation.text import (
     text_scores,
 )
 from hf_latentgen.families.family import Data, Family, Measured, Options
-from hf_latentgen.families.inputs import text_data, text_parts
+from hf_latentgen.families.inputs import text_codes, text_data, text_parts
 from hf_latentgen.hub.loading import Checkpoint
 from hf_latentgen.training.likelihood import LikelihoodTrainer
 
@@ -59,6 +59,7 @@ LOCAL_TRANSFORMER = Family(
     make_parts=text_parts,
     load_data=text_data,
     measure=measure,
+    baselines=text_codes,
     verify=verify,
     draw=draw,
     columns=columns,

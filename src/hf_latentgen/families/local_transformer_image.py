@@ -20,7 +20,7 @@ from hf_latentgen.evaluation.samples import (
     prior_samples,
 )
 from hf_latentgen.families.family import Data, Family, Measured, Options, Setup
-from hf_latentgen.families.inputs import image_data, image_parts
+from hf_latentgen.families.inputs import image_codes, image_data, image_parts
 from hf_latentgen.hub.loading import Checkpoint
 from hf_latentgen.models.bits import nats_to_bits_per_dim
 from hf_latentgen.models.hub import IMAGE_TASK
@@ -91,6 +91,7 @@ LOCAL_TRANSFORMER_IMAGE = Family(
     make_parts=parts,
     load_data=image_data,
     measure=measure,
+    baselines=image_codes,
     verify=verify,
     draw=draw,
     columns=columns,

@@ -12,18 +12,17 @@ from hf_latentgen.evaluation.latents import (
     linear_probe_accuracy,
     posterior_moments,
 )
-from hf_latentgen.evaluation.likelihood import evaluate_likelihood, untrained_metrics
+from hf_latentgen.evaluation.likelihood import MOST_SAMPLES, evaluate_likelihood, sample_seconds, untrained_metrics
 from hf_latentgen.evaluation.metrics import best_baseline, main_reference, show, tighter_bounds
 from hf_latentgen.evaluation.pictures import image_grid
 from hf_latentgen.evaluation.results import Results
 from hf_latentgen.evaluation.samples import autoencoder_pictures, memory_check, prior_samples, reconstruction_mse
 from hf_latentgen.families.family import Data, Family, Measured, Options
-from hf_latentgen.families.inputs import image_data, image_parts
+from hf_latentgen.families.inputs import image_codes, image_data, image_parts
 from hf_latentgen.hub.loading import Checkpoint
 from hf_latentgen.models.hub import IMAGE_TASK
 from hf_latentgen.training.elbo import ELBOTrainer
 
-NUM_IMPORTANCE_SAMPLES = 500
 NUM_SAMPLES = 64
 
 
@@ -35,8 +34,8 @@ def measure(checkpoint: Checkpoint, data: Data, options: Options) -> Measured:
         # Convolutions compile best with the channels last.
         torch.nn.Module.to(model, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         model.compile_likelihood()
-    num_importance_samples = options.num_importance_samples or NUM_IMPORTANCE_SAMPLES
-    metrics = evaluate_likelihood(model, test.levels, batch_size, seed, num_importance_samples).metrics()
+    num_samples = MOST_SAMPLES if options.num_importance_samples is None else options.num_importance_samples
+    metrics = evaluate_likelihood(model, test.levels, batch_size, seed, num_samples).metrics()
     means, stds = posterior_moments(model, test.levels, batch_size)
     metrics["active_units"] = active_units(means)
     if train.labels is not None and test.labels is not None:
@@ -51,6 +50,11 @@ def measure(checkpoint: Checkpoint, data: Data, options: Options) -> Measured:
     return Measured(
         metrics, diagnostics, image_baselines(data.train, data.validation, data.test, model.config.num_levels)
     )
+
+
+def seconds_per_sample(checkpoint: Checkpoint, data: Data, options: Options) -> float:
+    """Seconds that one importance sample of every test image takes."""
+    return sample_seconds(checkpoint.model, data.test.levels, options.batch_size)
 
 
 def verify(checkpoint: Checkpoint, data: Data, options: Options) -> dict[str, float]:
@@ -89,11 +93,13 @@ VAE = Family(
     make_parts=image_parts,
     load_data=image_data,
     measure=measure,
+    seconds_per_sample=seconds_per_sample,
+    baselines=image_codes,
     verify=verify,
     draw=draw,
     columns=columns,
     template=Path(__file__).with_name("vae.md.jinja"),
-    options=("num_importance_samples", "compile"),
+    options=("num_importance_samples", "budget", "compile"),
     tags=("variational-autoencoder", "image-generation"),
     captions={
         "samples_mean.png": "Samples from the prior: the mean level of each pixel",

@@ -11,7 +11,7 @@ from hf_latentgen.evaluation.results import Results
 from hf_latentgen.evaluation.samples import COMPLETION_COLUMNS, completions, same_code_samples
 from hf_latentgen.families import vae
 from hf_latentgen.families.family import Data, Family, Measured, Options
-from hf_latentgen.families.inputs import image_data, image_parts
+from hf_latentgen.families.inputs import image_codes, image_data, image_parts
 from hf_latentgen.hub.loading import Checkpoint
 from hf_latentgen.models.hub import IMAGE_TASK
 from hf_latentgen.training.elbo import ELBOTrainer
@@ -50,11 +50,13 @@ VLAE = Family(
     make_parts=image_parts,
     load_data=image_data,
     measure=measure,
+    seconds_per_sample=vae.seconds_per_sample,
+    baselines=image_codes,
     verify=vae.verify,
     draw=draw,
     columns=vae.columns,
     template=Path(__file__).with_name("vlae.md.jinja"),
-    options=("num_importance_samples", "compile"),
+    options=("num_importance_samples", "budget", "compile"),
     tags=("variational-autoencoder", "variational-lossy-autoencoder", "autoregressive", "image-generation"),
     captions={
         "same_code.png": "Test images, and five drawings of the code of each: what differs is not in the code",

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -10,6 +11,7 @@ from PIL import Image
 from transformers import AutoConfig
 
 from hf_latentgen.data.descriptions import DataSource, describe_data
+from hf_latentgen.data.sources import HUB_ID
 from hf_latentgen.evaluation.metrics import (
     BASELINES,
     STANDARD_ERROR,
@@ -19,9 +21,11 @@ from hf_latentgen.evaluation.metrics import (
     show,
     words,
 )
+from hf_latentgen.evaluation.provenance import option_value
 from hf_latentgen.evaluation.results import Results
 from hf_latentgen.families import FAMILIES, find_family
 from hf_latentgen.families.family import Family
+from hf_latentgen.rows.recipes import recipe_files
 
 NAMESPACE = "hf-latentgen"
 CLASSIFIER_TASK = "image-classification"
@@ -48,6 +52,26 @@ CAPTIONS = {
     "latents.png": "Latent means of the test images, one colour per class",
     "history.png": "Validation score while training",
 }
+LICENSE = "apache-2.0"
+# Overrides that leave a model as it is.
+CHANGES_NOTHING = ("training.disable_tqdm=", "training.report_to=")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the card of a model of one's own says by choice.
+
+    Args:
+        license: of the weights, as the Hub names it, such as "cc-by-4.0".
+        title: of the page; the name of the repository when None.
+        dataset_title: of the data; the name of their folder when None.
+        repository: address of the hf-latentgen repository from which it is used.
+    """
+
+    license: str | None = None
+    title: str | None = None
+    dataset_title: str | None = None
+    repository: str | None = None
 
 
 def list_pictures(folder: str | Path) -> list[str]:
@@ -71,8 +95,9 @@ def render_card(
     pictures: Sequence[str],
     code_tag: str | None = None,
     families: tuple[Family, ...] = FAMILIES,
+    choices: Choices | None = None,
 ) -> ModelCard:
-    """The model card of a row: Hub metadata and Markdown.
+    """The model card of a row, or of a model of one's own: Hub metadata and Markdown.
 
     Args:
         results: what was measured.
@@ -80,18 +105,30 @@ def render_card(
         pictures: names of the files in `images/` beside the card.
         code_tag: the tag of the published code, for a repository that also loads without this package.
         families: those that are known.
+        choices: what somebody chose for this page; a row has its own title and licence otherwise.
 
     Raises:
         ValueError: no family has this model type.
     """
     family = find_family(results.model_type, families)
     config = AutoConfig.for_model(**results.drawing_model)
+    choices = choices or Choices()
+    is_own = not is_row(results)
+    choices = replace(
+        choices,
+        license=choices.license or (None if is_own else LICENSE),
+        title=choices.title or (repo_id.split("/")[-1] if is_own else results.row),
+    )
     data = describe_data(results.dataset)
+    data = replace(data, title=choices.dataset_title or data.title)
     loader = FileSystemLoader([Path(__file__).parent, family.template.parent])
     environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
     (name, unit), lead = family.history, f"{family.thumbnail}.png"
     text = environment.get_template(family.template.name).render(
-        card_data=_metadata(results, family, data, pictures).to_yaml(),
+        card_data=_metadata(results, family, data, pictures, choices).to_yaml(),
+        choices=choices,
+        own_license=choices.license if choices.license != LICENSE or is_own else None,
+        start=option_value(results.train_command or "", "--from"),
         repo_id=repo_id,
         code_tag=code_tag,
         auto_class=config.auto_model,
@@ -130,20 +167,35 @@ def render_card(
     return ModelCard(re.sub(r"\n{3,}", "\n\n", text))
 
 
+def is_row(results: Results) -> bool:
+    """Whether a model is what a recipe of this package gives, unchanged; any other one is somebody's own."""
+    is_packed = results.config in [f"configs/{path.name}" for path in recipe_files()]
+    changes = [override for override in results.overrides if not override.startswith(CHANGES_NOTHING)]
+    return is_packed and not changes and option_value(results.train_command or "", "--from") is None
+
+
 def card_text(
-    folder: str | Path, repo_id: str, code_tag: str | None = None, families: tuple[Family, ...] = FAMILIES
+    folder: str | Path,
+    repo_id: str,
+    code_tag: str | None = None,
+    families: tuple[Family, ...] = FAMILIES,
+    choices: Choices | None = None,
 ) -> str:
     """Text of the `README.md` of a row, from `results.json` and `images/` in `folder`.
 
     Errors as in `render_card`, [`Results.read`] and `list_pictures`.
     """
-    card = render_card(Results.read(folder), repo_id, list_pictures(folder), code_tag, families)
+    card = render_card(Results.read(folder), repo_id, list_pictures(folder), code_tag, families, choices)
     return f"{str(card).rstrip()}\n"
 
 
 def data_title(results: Results) -> str:
     """Title of the data set and, of images, the number of levels."""
-    title, levels = describe_data(results.dataset).title, results.drawing_model.get("num_levels")
+    return _with_levels(describe_data(results.dataset).title, results)
+
+
+def _with_levels(title: str, results: Results) -> str:
+    levels = results.drawing_model.get("num_levels")
     return title if levels is None else f"{title}, {levels} levels"
 
 
@@ -166,7 +218,17 @@ def _caption(name: str, family: Family) -> str:
     return CAPTIONS.get(name, words(name.removesuffix(".png")))
 
 
-def _metadata(results: Results, family: Family, data: DataSource, pictures: Sequence[str]) -> ModelCardData:
+def _base_model(results: Results) -> str | None:
+    """The name on the Hub of what the training started from; None without any, or of a folder."""
+    start = option_value(results.train_command or "", "--from")
+    if start in [path.stem for path in recipe_files()]:
+        return f"{NAMESPACE}/{start}"
+    return start if start and HUB_ID.fullmatch(start) else None
+
+
+def _metadata(
+    results: Results, family: Family, data: DataSource, pictures: Sequence[str], choices: Choices
+) -> ModelCardData:
     scores = {key: value for key, value in results.metrics.items() if not key.endswith(STANDARD_ERROR)}
     task = family.task(results.model)
     # Of a local data set only the name of its folder is told, not where it lies.
@@ -175,7 +237,7 @@ def _metadata(results: Results, family: Family, data: DataSource, pictures: Sequ
         EvalResult(
             task_type=task,
             dataset_type=data.hub_id or folder,
-            dataset_name=data_title(results),
+            dataset_name=_with_levels(data.title, results),
             dataset_split=results.split,
             metric_type=key,
             metric_name=f"{describe_metric(key).title} ({describe_metric(key).kind})",
@@ -184,11 +246,12 @@ def _metadata(results: Results, family: Family, data: DataSource, pictures: Sequ
         for key, value in scores.items()
     ]
     return ModelCardData(
-        license="apache-2.0",
+        license=choices.license,
         library_name=family.library,
         pipeline_tag=task,
         language="en" if results.dataset == "tinyshakespeare" else None,
-        model_name=results.row,
+        model_name=choices.title,
+        base_model=_base_model(results),
         tags=["hf_latentgen", family.name, *family.tags, folder.replace("_", "-").lower()],
         datasets=[data.hub_id] if data.hub_id else None,
         metrics=list(scores),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,13 +13,20 @@ from rich.table import Table
 
 from hf_latentgen.evaluation.metrics import STANDARD_ERROR, best_baseline, describe_metric, headline, show
 from hf_latentgen.evaluation.results import Results
+from hf_latentgen.families import find_family
 from hf_latentgen.families.family import Options
-from hf_latentgen.hub.files import has_weights
+from hf_latentgen.hub.files import has_weights, read_json
 from hf_latentgen.hub.loading import ROWS, find_folder, load, row_folders
-from hf_latentgen.hub.publishing import full_repo_id, publish
+from hf_latentgen.hub.publishing import Upload, full_repo_id, publish
+from hf_latentgen.rows.cards import Choices
 from hf_latentgen.rows.evaluation import RECORD, check_row, evaluate, write_evaluation
 from hf_latentgen.rows.publishing import prepare_upload
 from hf_latentgen.rows.verification import verify_row
+
+# Time for importance samples where nothing else is said.
+BUDGET = "10m"
+# Where pages are looked at before anything is public.
+PAGES = Path("runs", "to_publish")
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], file_format: str) -> None:
@@ -40,6 +48,28 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], file_f
         Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
+def parse_budget(text: str) -> float:
+    """Seconds in a time such as "90s", "10m" or "1.5h".
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if match is None:
+        raise ValueError(f"budget must be a number with s, m or h, such as 10m, got {text!r}")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def train_report(folder: Path) -> None:
+    """Print what a training came to, as its `run.json` says, and where the model is."""
+    verdict = read_json(folder / RECORD, "a training writes it").get("verdict")
+    if verdict is not None:
+        print(f"score on all {verdict['num_examples']:,} validation examples, {verdict['unit']}, lower is better")
+        print_table(["", ""], [[name, float(score)] for name, score in verdict["scores"].items()], "table")
+        print(verdict["sentence"])
+    print(f"trained model, its processor and run.json: {folder}")
+
+
 def evaluate_command(
     checkpoint: str,
     data: str | None,
@@ -51,10 +81,14 @@ def evaluate_command(
     data_dir: str | None,
     command: str,
     options: Options,
+    budget: str | None,
     classifier: str | None,
     draws: tuple[str, ...],
 ) -> None:
     """Evaluate a checkpoint, print its scores, and write them where that was asked for.
+
+    Where the number of importance samples is not given it follows from a budget of time, but for a row, whose number
+    is the same on every machine.
 
     A training run keeps its own results, those of its test split. A row of the repository is written only when asked
     for, by a run of its own recipe without overrides. What was only loaded is left as it is.
@@ -72,13 +106,17 @@ def evaluate_command(
     judge = None if classifier is None else load(classifier)
     others = tuple(load(draw) for draw in draws) or None
     loaded = replace(load(folder), name=checkpoint)
+    if budget is None and not row and options.num_importance_samples is None:
+        budget = BUDGET if "budget" in find_family(loaded.model_type).options else None
+    seconds = None if budget is None else parse_budget(budget)
     evaluation = evaluate(
         loaded,
         data,
         split=split,
         data_dir=data_dir,
-        options=replace(options, classifier=judge, draws=others),
+        options=replace(options, classifier=judge, draws=others, budget=seconds),
         command=command,
+        say=print,
     )
     results = evaluation.results
     print(f"{results.row} on all {results.num_images:,} of {results.dataset}, {results.split} split")
@@ -110,20 +148,35 @@ def publish_command(
     create_pr: bool = False,
     with_code: bool = False,
     dry_run: bool = False,
+    choices: Choices | None = None,
 ) -> None:
-    """List what is published of a row, and publish it unless `dry_run`. Errors as in [`publish`]."""
+    """List what is published of a row, and publish it, or with `dry_run` write its page to look at.
+
+    Errors as in [`publish`].
+    """
     folder = next((folder for folder in (Path(checkpoint), ROWS / checkpoint) if folder.is_dir()), Path(checkpoint))
-    upload = prepare_upload(folder, repo_id if dry_run else full_repo_id(repo_id), with_code)
+    upload = prepare_upload(folder, repo_id if dry_run else full_repo_id(repo_id), with_code, choices=choices)
     for name, size in upload.sizes().items():
         print(f"{size:>12,} bytes  {name}")
     if upload.left_out:
         print(f"left out: {', '.join(upload.left_out)}")
     if dry_run:
+        print(f"the page to look at: {write_page(upload)}")
         return
     commit = publish(upload, private or None, revision, create_pr)
     print(commit.pr_url or commit.commit_url)
     if commit.pr_url and upload.tag:
         print(f"the card names the tag {upload.tag}: publish once more when the pull request is merged, which sets it")
+
+
+def write_page(upload: Upload) -> Path:
+    """The card of what is going to be published, written with its pictures to a folder of its own."""
+    folder = PAGES / upload.repo_id.split("/")[-1]
+    for name, content in upload.contents.items():
+        if Path(name).suffix in (".md", ".png"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    return folder / "README.md"
 
 
 def rows_command(file_format: str) -> None:

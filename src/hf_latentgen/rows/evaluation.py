@@ -3,18 +3,21 @@
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from PIL import Image
 
+from hf_latentgen.evaluation.likelihood import MOST_SAMPLES, OTHER_PASSES, affordable_samples
 from hf_latentgen.evaluation.pictures import score_history
-from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
+from hf_latentgen.evaluation.provenance import git_commit, hardware, option_value, versions
 from hf_latentgen.evaluation.results import FILE, Results
 from hf_latentgen.families import FAMILIES, find_family
 from hf_latentgen.families.family import Family, Options
 from hf_latentgen.hub.files import CONFIGS, PIPELINE_FILES, WEIGHTS, has_weights, read_json, weights_sha256
 from hf_latentgen.hub.loading import Checkpoint, load
+from hf_latentgen.rows.cards import duration
 
 RECORD = "run.json"
 # All that is known of how a checkpoint came about, and the keys of a `run.json` that say it.
@@ -44,6 +47,7 @@ def evaluate(
     data_dir: str | None = None,
     options: Options | None = None,
     command: str = "",
+    say: Callable[[str], None] | None = None,
     families: tuple[Family, ...] = FAMILIES,
 ) -> Evaluation:
     """The scores of a checkpoint on all of a split, its pictures and, where there is a record, how it came about.
@@ -54,7 +58,8 @@ def evaluate(
         split: split to score, all of it.
         data_dir: folder with local data files.
         options: how to measure.
-        command: what was typed, for the record.
+        command: what was typed, for the record; K that followed from a budget is added to it.
+        say: told beforehand how many importance samples are drawn, and for how long; None to go on in silence.
         families: those that are known.
 
     Raises:
@@ -75,6 +80,13 @@ def evaluate(
     data = family.load_data(checkpoint, name, split, data_dir)
     # All splits are read now, so that what is missing shows before anything is measured.
     *_, test = data
+    if family.seconds_per_sample and (say or options.budget is not None):
+        seconds = family.seconds_per_sample(checkpoint, data, options)
+        if options.budget is not None:
+            options = replace(options, num_importance_samples=affordable_samples(seconds, options.budget))
+            command += f" --num-importance-samples {options.num_importance_samples}"
+        if say:
+            say(cost_in_words(seconds, options.num_importance_samples))
     measured = family.measure(checkpoint, data, options)
     model = checkpoint.model.config.described()
     denoiser = checkpoint.denoiser
@@ -137,12 +149,21 @@ def draw_history(results: Results, family: Family) -> dict[str, Image.Image]:
     return {"history": score_history(results, *family.history)} if results.history else {}
 
 
+def cost_in_words(seconds: float, num_samples: int | None) -> str:
+    """What an evaluation is going to take, from the seconds of one importance sample of every image."""
+    most, count = MOST_SAMPLES, MOST_SAMPLES if num_samples is None else num_samples
+    takes = f"K = {count} importance samples an image: about {duration((count + OTHER_PASSES) * seconds)}"
+    return takes if count >= most else f"{takes}; K = {most} would take {duration(most * seconds)}"
+
+
 def check_options(family: Family, options: Options, checkpoint: Checkpoint) -> None:
     """Raise `ValueError` for an option that is out of range, or of no use for the family or this checkpoint."""
-    for name in ("batch_size", "num_importance_samples"):
+    for name, least in (("batch_size", 1), ("num_importance_samples", 0), ("budget", 0)):
         value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if options.budget is not None and options.num_importance_samples is not None:
+        raise ValueError(f"budget must be None where num_importance_samples is given, got {options.budget:g} seconds")
     for own in fields(Options):
         # Texts are read one after another, in windows.
         is_special = own.default is None or (own.name == "batch_size" and checkpoint.model.config.reads_text)
@@ -223,7 +244,7 @@ def check_row(checkpoint: Path) -> str:
     """Name of the row that a run may become: that of its recipe, which it follows without overrides.
 
     Raises:
-        ValueError: it has no record, or its recipe was overridden.
+        ValueError: it has no record, its recipe was overridden, or it was trained from another checkpoint.
     """
     record = read_record(checkpoint)
     if not (checkpoint / RECORD).is_file() or not has_weights(checkpoint):
@@ -231,7 +252,10 @@ def check_row(checkpoint: Path) -> str:
             f"{checkpoint} cannot become a row: it lacks {RECORD}, which a training writes, or its weights"
         )
     if record.get("overrides"):
-        raise ValueError(f"{checkpoint} cannot become the row {record['row']}: it overrides {record['overrides']}")
+        row = Path(record["config"]).stem
+        raise ValueError(f"{checkpoint} cannot become the row {row}: it overrides {record['overrides']}")
+    if start := option_value(record["train_command"], "--from"):
+        raise ValueError(f"{checkpoint} cannot become a row: it was trained from {start}, a row from nothing")
     return record["row"]
 
 

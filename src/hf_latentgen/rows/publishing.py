@@ -13,13 +13,17 @@ from hf_latentgen.hub.files import INDEX, model_files, weights_sha256
 from hf_latentgen.hub.loading import Checkpoint, load
 from hf_latentgen.hub.pipelines import LatentGenPipeline
 from hf_latentgen.hub.publishing import Upload
-from hf_latentgen.rows.cards import card_text, list_pictures
+from hf_latentgen.rows.cards import Choices, card_text, is_row, list_pictures
 
 REQUIRED_METADATA = ("license", "library_name", "pipeline_tag", "model_name", "eval_results")
 
 
 def prepare_upload(
-    folder: str | Path, repo_id: str, with_code: bool = False, families: tuple[Family, ...] = FAMILIES
+    folder: str | Path,
+    repo_id: str,
+    with_code: bool = False,
+    families: tuple[Family, ...] = FAMILIES,
+    choices: Choices | None = None,
 ) -> Upload:
     """The files of a row, checked: they load, the card is complete and tells of this model. Needs no network.
 
@@ -30,22 +34,30 @@ def prepare_upload(
         repo_id: name on the Hub, "namespace/name", or "name" where nothing is going to be published.
         with_code: add the code of the model, so that it loads where this package is not installed.
         families: those that are known.
+        choices: what the card says by choice; of a model of one's own that is at least the licence.
 
     Raises:
         FileNotFoundError: the folder, the weights, a configuration or results.json is missing.
-        ValueError: bad `repo_id`, weights that do not load or are not those that were measured, or an incomplete card.
+        ValueError: bad `repo_id`, no licence, weights that do not load or are not those that were
+            measured, or an incomplete card.
     """
     folder = Path(folder)
     validate_repo_id(repo_id)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder")
     contents: dict[str, Path | bytes] = {name: folder / name for name in model_files(folder)}
-    loaded = _load_measured(folder, Results.read(folder))
+    results = Results.read(folder)
+    if not is_row(results) and (choices is None or choices.license is None):
+        raise ValueError(
+            f"license must be chosen for {folder}, which is no row of hf-latentgen: --license with the name that the "
+            "Hub has for it, such as apache-2.0, mit, cc-by-4.0 or other"
+        )
+    loaded = _load_measured(folder, results)
     if with_code:
         is_pipeline = (folder / INDEX).is_file()
         contents |= pipeline_code(LatentGenPipeline(*loaded.parts)) if is_pipeline else model_code(*loaded.parts[:2])
     tag = content_tag(contents) if with_code else None
-    card = card_text(folder, repo_id, tag, families)
+    card = card_text(folder, repo_id, tag, families, choices)
     data = ModelCard(card).data
     if missing := [key for key in REQUIRED_METADATA if not data.get(key)]:
         raise ValueError(f"the card of {folder} lacks the metadata {', '.join(missing)}; is results.json complete?")

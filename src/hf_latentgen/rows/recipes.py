@@ -4,9 +4,9 @@ import contextlib
 import difflib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -17,6 +17,7 @@ from hf_latentgen.evaluation.provenance import git_commit, hardware, public_comm
 from hf_latentgen.families import FAMILIES, find_family
 from hf_latentgen.families.family import Family, Setup
 from hf_latentgen.hub.loading import Checkpoint
+from hf_latentgen.rows.verdict import judge
 from hf_latentgen.training.resume import (
     check_checkpoint_files,
     check_resumed_settings,
@@ -28,6 +29,9 @@ from hf_latentgen.training.trainer import LatentTrainer
 # In the wheel the recipes lie in the package, in a clone beside it.
 PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = next((folder for folder in (PACKAGE / "configs", PACKAGE.parents[1] / "configs") if folder.is_dir()), PACKAGE)
+
+# Overrides after which published values are of something else.
+CHANGES_SCORES = ("dataset.name=", "model.num_levels=", "model.image_size=", "model.num_channels=")
 
 
 @dataclass
@@ -41,7 +45,8 @@ class Recipe:
         model: `model_type` and the fields of its config, and `architectures` with the class of a classifier; or the
             keys of the family.
         training: fields of the training arguments of the family.
-        reference: published values that the row is compared with, each with `name`, `metric`, `value`, `source`.
+        reference: published values that the row is compared with, each with `name`, `metric`, `value`, `source`; none
+            if other images are scored than those of the file.
         family: what kind of model it is.
     """
 
@@ -85,6 +90,9 @@ def load_recipe(
 ) -> Recipe:
     """The recipe in a YAML file or of a row, with `section.key=value` overrides.
 
+    A file may describe several `sizes`, each with values for its sections; `size` names the one that is taken, and can
+    be overridden too.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a key is unknown (names the nearest one), or the file or an override is malformed.
@@ -94,10 +102,13 @@ def load_recipe(
         if "=" not in override:
             raise ValueError(f"an override must have the form section.key=value, got {override!r}")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides or []))
+        base, words = OmegaConf.load(path), OmegaConf.from_dotlist(overrides or [])
+        merged = OmegaConf.merge(base, _of_size(base, words), words)
         given = cast(dict, OmegaConf.to_container(merged, resolve=True))
     except (YAMLError, OmegaConfBaseException, OSError, TypeError) as error:
         raise ValueError(f"{path} with {overrides or 'no overrides'} is no mapping of sections: {error}") from error
+    if given.pop("sizes", None):
+        del given["size"]
     _check_keys("", given, ("dataset", "model", "training", "reference"))
     sections = {"dataset": {"name": "digits"}, "model": {}, "training": {}, "reference": [], **given}
     for key, section in sections.items():
@@ -115,6 +126,8 @@ def load_recipe(
     for key, value in sections["training"].items():
         if key.endswith("_strategy") and value is False:
             sections["training"][key] = "no"
+    if any(override.startswith(CHANGES_SCORES) for override in overrides or []):
+        sections["reference"] = []
     known = family.model_keys
     if known is None:
         known = ("model_type", "num_labels", *(own.name for own in fields(CONFIG_MAPPING[model_type])))
@@ -122,6 +135,21 @@ def load_recipe(
     for section, keys in (("model", known), ("dataset", family.dataset_keys), ("training", arguments)):
         _check_keys(f"{section}.", sections[section], keys)
     return Recipe(path, list(overrides or []), **sections, family=family)
+
+
+def _of_size(base: Any, words: Any) -> Any:
+    """The values of the size that overrides, or else the file, ask for; none of a file without sizes.
+
+    Raises:
+        ValueError: there is no such size.
+    """
+    sizes = base.get("sizes", {}) if OmegaConf.is_dict(base) else {}
+    if not sizes:
+        return {}
+    size = words.get("size", base.get("size"))
+    if size not in sizes:
+        raise ValueError(f"size must be one of {', '.join(sizes)}, got {size!r}")
+    return sizes[size]
 
 
 def train_recipe(
@@ -179,6 +207,8 @@ def train_recipe(
         if skipped is not None:
             # Folders are nobody else's business.
             record["skipped"] = {_inside(name, recipe.dataset["name"]): reason for name, reason in skipped.items()}
+        if trainer.args.world_size == 1:
+            record["verdict"] = asdict(judge(trainer, recipe.family))
         Path(output_dir, "run.json").write_text(json.dumps(record, indent=2) + "\n")
     return output_dir
 
@@ -188,10 +218,14 @@ def run_record(trainer: LatentTrainer, recipe: Recipe, checkpoint: Checkpoint | 
     # Folder and name: where the folder lies is nobody else's business.
     config = Path(*recipe.path.parts[-2:])
     command = ["train", str(config), *recipe.overrides]
-    command += ["--from", checkpoint.name] if checkpoint else []
+    if checkpoint is not None:
+        is_relative = Path(checkpoint.name).is_dir() and not Path(checkpoint.name).is_absolute()
+        # So that it is not taken for a name on the Hub.
+        command += ["--from", f"./{checkpoint.name}" if is_relative else checkpoint.name]
     unwanted = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_beta")
     return {
-        "row": recipe.row,
+        # What is not the row of the recipe has the name of its folder.
+        "row": Path(str(trainer.args.output_dir)).absolute().name if recipe.overrides or checkpoint else recipe.row,
         "config": str(config),
         "overrides": recipe.overrides,
         "train_command": public_command(command),

@@ -1,10 +1,10 @@
 """Published scores, computed again from the weights that lie beside them."""
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from hf_latentgen.evaluation.metrics import STANDARD_ERROR, describe_metric
+from hf_latentgen.evaluation.provenance import option_value
 from hf_latentgen.evaluation.results import Results
 from hf_latentgen.families import FAMILIES, find_family
 from hf_latentgen.families.family import Family, Options
@@ -60,8 +60,8 @@ def verify_row(
     checkpoint = load(folder)
     data = family.load_data(checkpoint, results.dataset, results.split, data_dir)
     seed, batch_size = results.evaluation.get("seed", 0), results.evaluation.get("batch_size", 128)
-    named = _classifier(results.evaluate_command) if "classifier" in family.options else None
-    classifier = None if named is None else load(named)
+    named = option_value(results.evaluate_command, "--classifier") if "classifier" in family.options else None
+    classifier = None if named is None else load(Path(named).name)
     found = family.verify(checkpoint, data, Options(batch_size=batch_size, seed=seed, classifier=classifier))
     scores = {}
     for name, value in found.items():
@@ -74,9 +74,3 @@ def verify_row(
             most = STANDARD_ERRORS * error
         scores[name] = (told, value, family.tolerances.get(name, most))
     return Verification(results.row, scores)
-
-
-def _classifier(command: str) -> str | None:
-    """The row that judged samples, as the command of the evaluation names it, or None."""
-    words = shlex.split(command)
-    return Path(words[words.index("--classifier") + 1]).name if "--classifier" in words else None

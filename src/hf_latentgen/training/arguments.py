@@ -23,8 +23,12 @@ class LatentTrainingArguments(TrainingArguments):
         ValueError: a field is out of range.
     """
 
-    kl_warmup_steps: int = field(
-        default=0, metadata={"help": "Optimizer steps over which the weight of the rate grows linearly to beta."}
+    kl_warmup_steps: float = field(
+        default=0,
+        metadata={
+            "help": "Optimizer steps over which the weight of the rate grows linearly to beta; below 1, their share of "
+            "the run."
+        },
     )
     ema_decay: float = field(
         default=0.0,
@@ -63,6 +67,8 @@ class LatentTrainingArguments(TrainingArguments):
             # Not a number is not at least 0, either.
             if not (value := getattr(self, name)) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {value}")
+        if self.kl_warmup_steps >= 1 and self.kl_warmup_steps % 1:
+            raise ValueError(f"kl_warmup_steps must be whole, or a share below 1, got {self.kl_warmup_steps}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), 0 meaning no averaging, got {self.ema_decay}")
         if not isinstance(self.sample_epochs, list):

@@ -19,6 +19,7 @@ class ELBOTrainer(LatentTrainer):
     def beta(self) -> float:
         """The weight of the rate at the current step."""
         warmup = self.args.kl_warmup_steps
+        warmup = warmup if warmup >= 1 else warmup * self.state.max_steps
         share = min(1.0, (self.state.global_step + 1) / warmup) if warmup else 1.0
         return share * self.model.config.beta
 

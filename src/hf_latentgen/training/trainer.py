@@ -18,7 +18,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, ProgressCallback, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_pt_utils import nested_concat
+from transformers.trainer_pt_utils import nested_concat, nested_numpify
 from transformers.trainer_utils import BestRun, EvalLoopOutput, HubStrategy, has_length
 from transformers.utils import logging
 
@@ -306,6 +306,19 @@ class LatentTrainer(Trainer):
     def metrics(self, parts) -> dict[str, float]:
         """The metrics of an evaluation, from what `evaluate_batch` returned for all examples, as arrays."""
         raise NotImplementedError
+
+    def validation_metrics(self, model: PreTrainedModel) -> dict[str, float]:
+        """The metrics of any model of this configuration on the validation examples, measured as while training.
+
+        In the process of the call alone.
+        """
+        self._evaluation_generator = torch.Generator().manual_seed(self.args.seed + self.args.process_index)
+        was_training = model.training
+        with undisturbed_generator(), torch.no_grad(), self.compute_loss_context_manager():
+            batches = map(self._prepare_inputs, self.get_eval_dataloader())
+            parts = [nested_numpify(self.evaluate_batch(model.eval(), batch)[1]) for batch in batches]
+        model.train(was_training)
+        return self.metrics(functools.reduce(nested_concat, parts))
 
     def _all_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         parts = prediction.predictions
