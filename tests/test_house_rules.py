@@ -29,7 +29,7 @@ MAX_WEIGHT_BYTES, MAX_WEIGHT_BYTES_TOGETHER = 20 * 2**20, 80 * 2**20
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 COPYRIGHT = "# Copyright 2026 The hf-latentgen authors. Apache-2.0."
 # What models, their configurations and their training are called; the rooms above ask a model what it can.
-MODEL_CLASS = re.compile(r"\b(VAE|AAE|LocalTransformer\w*)(Model|Config|For\w+|Output)\b")
+MODEL_CLASS = re.compile(r"\b(VAE|VLAE|AAE|LocalTransformer\w*)(Model|Config|For\w+|Output)\b")
 KNOW_MODELS = ("models", "training", "families", "__init__.py")
 
 SHAPE_OR_DIRECTIVE = re.compile(r"# (\[.*\]|noqa: .+|type: ignore\[.+\].*|pyright: ignore\[.+\].*)$")
