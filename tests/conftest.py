@@ -23,6 +23,9 @@ pytest.register_assert_rewrite("cards_common", "data_common", "modeling_common",
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+# A data loader that is collected as garbage waits that many seconds for its workers, five otherwise.
+torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.1
+
 # Two workers of pytest-xdist with a thread pool each would fight for two cores.
 torch.set_num_threads(1)
 

@@ -75,7 +75,8 @@ def test_histograms_match_brute_force(rng):
 def test_noise_costs_all_bits_and_stripes_almost_none(rng):
     noise = rng.integers(0, 4, (500, 1, 8, 8), dtype=np.uint8)
     scores = baseline_scores(noise[:400], noise[400:], 4)
-    assert list(scores) == [
+    # JPEG XL is there where its package is.
+    assert [name for name in scores if name != "jpeg_xl_bits_per_dim"] == [
         "order0_bits_per_dim",
         "per_pixel_bits_per_dim",
         "counting_4_bits_per_dim",
