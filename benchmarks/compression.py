@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import imagecodecs
+import imagecodecs  # pyright: ignore[reportMissingImports]
 import numpy as np
 from matplotlib.figure import Figure
 
