@@ -30,25 +30,23 @@ class ELBOTrainer(LatentTrainer):
         outputs = model(**inputs, beta=beta, sample_posterior=True)
         distortion, rate = outputs.distortion.mean(), outputs.rate.mean()
         bits_per_dim = nats_to_bits_per_dim(distortion + rate, self.model.config.num_dims)
-        parts = {"distortion": distortion, "rate": rate, **rates_of_groups(outputs.group_rates)}
+        parts = {"distortion": distortion, "rate": rate, **rates_of_groups(outputs.group_rates.mean(0))}
         self.record(**parts, bits_per_dim=bits_per_dim, beta=beta)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def evaluate_batch(self, model, inputs):
         """The loss, and the distortion and rate of each image in nats, for one batch of an evaluation."""
         outputs = model(**inputs, sample_posterior=True, generator=self._evaluation_generator)
-        return outputs.loss, (outputs.distortion, outputs.rate, outputs.group_rates)
+        return outputs.loss, (outputs.distortion, outputs.rate, *outputs.group_rates.unbind(1))
 
     def metrics(self, parts) -> dict[str, float]:
         """Mean distortion and rate in nats, their sum in bits per dimension, and the full weight of the rate."""
         distortion, rate = (part.astype("float64").mean() for part in parts[:2])
         bits_per_dim = nats_to_bits_per_dim(distortion + rate, self.model.config.num_dims)
-        scores = {"distortion": distortion, "rate": rate, **rates_of_groups(parts[2])}
+        scores = {"distortion": distortion, "rate": rate, **rates_of_groups([part.mean() for part in parts[2:]])}
         return scores | {"bits_per_dim": bits_per_dim, "beta": self.model.config.beta}
 
 
-def rates_of_groups(group_rates) -> dict:
-    """Mean rate of each group of latents in nats, coarse to fine, where there are several. Shape: [B, G]."""
-    if group_rates.shape[1] == 1:
-        return {}
-    return {f"rate_of_group_{number}": rate for number, rate in enumerate(group_rates.mean(0), 1)}
+def rates_of_groups(rates) -> dict:
+    """The mean rate of each group of latents in nats, coarse to fine, by its name, where there are several."""
+    return {f"rate_of_group_{number}": rate for number, rate in enumerate(rates, 1)} if len(rates) > 1 else {}
