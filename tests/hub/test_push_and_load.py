@@ -17,7 +17,7 @@ from hf_latentgen.rows.command import publish_command
 from hf_latentgen.rows.publishing import prepare_upload
 from hub_common import assert_same_weights, write_row
 
-FAMILIES = ("vae", "aae", "aae-classifier", "local-text", "local-image")
+FAMILIES = ("vae", "vlae", "aae", "aae-classifier", "local-text", "local-image")
 # Text models have a tokenizer, and are generated from.
 TEXT_FILES = {"tokenizer_config.json", "generation_config.json"}
 # A tenth of it on an idle machine.

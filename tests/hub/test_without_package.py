@@ -9,7 +9,7 @@ from hf_latentgen.hub.code import save_with_code
 from hf_latentgen.rows.command import publish_command
 from pipelines_common import make_pipe
 
-MODELS = ("vae", "aae", "aae-classifier", "local-text", "local-image")
+MODELS = ("vae", "vlae", "aae", "aae-classifier", "local-text", "local-image")
 PIPELINES = ("vae", "classifier", "classes", "prior")
 PIPELINE = {
     ".gitattributes",
