@@ -1,8 +1,11 @@
 """What the tests of all trainers share: looking into a training, and comparing two of them to the last bit."""
 
+import fcntl
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
@@ -109,9 +112,14 @@ def launch_two_processes(repository, *command):
         *(sys.executable, "-m", "accelerate.commands.launch"),
         *("--config_file", launch, "--main_process_port", "0"),
     ]
-    with subprocess.Popen(
-        [*accelerate, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as launcher:
+    with Path(tempfile.gettempdir(), "hf_latentgen_two_processes.lock").open("w") as lock:
+        # One launch at a time, whichever worker runs it: two that begin together take the same free port.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _launch([*accelerate, *map(str, command)])
+
+
+def _launch(command):
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as launcher:
         try:
             output, _ = launcher.communicate()
         finally:
