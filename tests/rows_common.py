@@ -47,3 +47,17 @@ def save_vae(folder, **fields):
 def names(folder):
     """Names of all that lies in a folder or below it."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def write_text_recipe(folder, options=""):
+    """A recipe of two steps on texts in `folder`, and `train` and `validation` there."""
+    for split in ("train", "validation"):
+        (folder / f"{split}.txt").write_text("Before.\n\nROMEO:\nTo be, or not to be. " * 40)
+    path = folder / "text.yaml"
+    path.write_text(
+        f"dataset: {{name: {folder}, block_size: 32, {options}}}\n"
+        "model: {model_type: latentgen_local_transformer, hidden_size: 16, intermediate_size: 24, "
+        "num_hidden_layers: 1, num_attention_heads: 2, window: 8}\n"
+        "training: {max_steps: 2, per_device_train_batch_size: 4, save_strategy: no, disable_tqdm: true}\n"
+    )
+    return path

@@ -346,3 +346,15 @@ def test_nothing_is_asked_of_another_machine_and_nothing_fails_in_the_page(visit
     assert len(asked) > 20
     assert [address for address in asked if not address.startswith((own, "data:", "blob:"))] == []
     assert errors == []
+
+
+def test_bits_stand_among_the_tabs_and_open_with_an_example(page):
+    names = [tab.inner_text() for tab in page.get_by_role("tablist").first.get_by_role("tab").all()]
+    assert names == ["Sample", "Latent map", "Reconstruct", "Interpolate", "Complete", "Text", "Bits"]
+    tab = open_tab(page, "Bits")
+    page.locator("#heat_maps img").first.wait_for()
+    assert "PNG" in page.locator("#bits").inner_text()
+    tab.get_by_label("Or of the test image of this number").fill("3")
+    before = page.locator("#bits").inner_text()
+    tab.get_by_role("button", name="Count the bytes of the test image").click()
+    wait_for(lambda: page.locator("#bits").inner_text() != before, "the bytes of another image")

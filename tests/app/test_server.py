@@ -114,6 +114,9 @@ def test_a_page_without_a_model_for_a_tab_says_so_and_has_nothing_to_press(folde
         "Write": False,
         "Complete": False,
     }
+    # One bar of tabs, all of them in it.
+    kinds = [part["type"] for part in components]
+    assert (kinds.count("tabs"), kinds.count("tabitem")) == (1, 7)
     texts = [part["props"].get("value", "") for part in components if part["type"] == "markdown"]
     assert any("needs a transformer of text" in text for text in texts)
 

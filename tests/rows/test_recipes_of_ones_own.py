@@ -15,6 +15,7 @@ from hf_latentgen.families import inputs
 from hf_latentgen.hub.loading import load
 from hf_latentgen.rows.recipes import load_recipe, train_recipe
 from hf_latentgen.training.likelihood import LikelihoodTrainer
+from rows_common import write_text_recipe
 
 pytestmark = pytest.mark.usefixtures("nothing_outside")
 
@@ -82,20 +83,6 @@ def test_a_stream_of_parquet_shards(tiny, tmp_path):
     assert run["dataset"]["streaming"] is True
     assert [entry["step"] for entry in run["history"]] == [4]
     assert score(folder) == pytest.approx(4, abs=0.3)
-
-
-def write_text_recipe(folder, options):
-    """A recipe of two steps on texts in `folder`, and `train` and `validation` there."""
-    for split in ("train", "validation"):
-        (folder / f"{split}.txt").write_text("Before.\n\nROMEO:\nTo be, or not to be. " * 40)
-    path = folder / "text.yaml"
-    path.write_text(
-        f"dataset: {{name: {folder}, block_size: 32, {options}}}\n"
-        "model: {model_type: latentgen_local_transformer, hidden_size: 16, intermediate_size: 24, "
-        "num_hidden_layers: 1, num_attention_heads: 2, window: 8}\n"
-        "training: {max_steps: 2, per_device_train_batch_size: 4, save_strategy: no, disable_tqdm: true}\n"
-    )
-    return path
 
 
 def test_streamed_texts_are_streamed_in_both_splits(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from hf_latentgen.evaluation.baselines import baseline_scores
 from hf_latentgen.hub.loading import load
 from hf_latentgen.rows.recipes import load_recipe, train_recipe
 from hf_latentgen.rows.verdict import likely_reasons
+from rows_common import write_text_recipe
 
 RECIPE = """
 dataset: {name: digits}
@@ -81,16 +82,7 @@ def test_reasons(warmup, steps, history, model, words):
 
 
 def test_bits_of_texts_are_compared_with_eight(tmp_path):
-    for split in ("train", "validation"):
-        (tmp_path / f"{split}.txt").write_text("To be, or not to be. " * 40)
-    path = tmp_path / "text.yaml"
-    path.write_text(
-        f"dataset: {{name: {tmp_path}, block_size: 32}}\n"
-        "model: {model_type: latentgen_local_transformer, hidden_size: 16, intermediate_size: 24, "
-        "num_hidden_layers: 1, num_attention_heads: 2, window: 8}\n"
-        "training: {max_steps: 2, per_device_train_batch_size: 4, save_strategy: no, disable_tqdm: true}\n"
-    )
-    folder = train_recipe(load_recipe(path), tmp_path / "run")
+    folder = train_recipe(load_recipe(write_text_recipe(tmp_path)), tmp_path / "run")
     scores = json.loads((folder / "run.json").read_text())["verdict"]["scores"]
     own, untrained, uniform, code = scores.values()
     assert uniform == 8

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_latentgen.app import inference
 from hf_latentgen.app.checkpoints import Checkpoint, Checkpoints
-from hf_latentgen.app.tabs import own_file, readable_errors
+from hf_latentgen.app.parts import choose_brush, drawing_pad, own_file, readable_errors, reveal
 from hf_latentgen.evaluation.baselines import jpeg_xl_bytes, png_bytes, webp
 
 # A bound is noisy: its mean over this many posterior samples.
@@ -96,47 +96,35 @@ def bits_tab(checkpoints: Checkpoints) -> None:
                     maps.append((own_file(picture), checkpoint.name))
             return table(found), maps
 
-    def drawn_on(sheet: Any) -> Image.Image | None:
-        # As in the tab that reconstructs: a browser has sent the content before, a program names a file.
-        composite: Any = drawing.blob_storage.pop(sheet.id, sheet).composite if sheet else None
-        with readable_errors():
-            content = composite.path if isinstance(composite, gr.FileData) else composite
-            return inference.open_picture(content) if content else None
-
     def bits(drawing: Image.Image | None) -> tuple[str, list]:
         return counted(lambda found: inference.levels_from_drawing(found, drawing))
 
     def bits_of_digit(index: float) -> tuple[str, list]:
         return counted(lambda found: inference.digit(found, index))
 
-    with gr.Tab("Bits"), gr.Row():
+    def example(shown: str, index: float) -> tuple:
+        """A test image, where nothing is shown yet."""
+        return (gr.skip(), gr.skip()) if shown or not fitting else bits_of_digit(index)
+
+    with gr.Tab("Bits") as tab, gr.Row():
         with gr.Column(scale=2, min_width=320):
             gr.Markdown(
                 "What a model expects, it writes in few bits. Draw something that it expects, and something that it "
                 "does not, and see what they cost in a file from which every pixel comes back."
             )
-            drawing = gr.Sketchpad(
-                label="Draw here",
-                type="pil",
-                canvas_size=(280, 280),
-                fixed_canvas=True,
-                height=360,
-                layers=False,
-                transforms=(),
-                brush=gr.Brush(default_size=20, colors=["#000000"], color_mode="fixed"),
-                elem_id="bits_drawing",
-            )
-            # gradio would read all layers, whatever their size, and answer a mistake with paths of the server.
-            drawing.preprocess = drawn_on  # pyright: ignore[reportAttributeAccessIssue]
-            count = gr.Button("Count the bytes of the drawing", variant="primary")
+            drawing = drawing_pad("bits_drawing")
+            count = gr.Button("Count the bytes of the drawing", variant="primary", interactive=bool(fitting))
             index = gr.Number(0, label="Or of the test image of this number", precision=0, minimum=0)
-            count_digit = gr.Button("Count the bytes of the test image")
-        with gr.Column(scale=3):
-            costs_shown = gr.Markdown(elem_id="bits")
+            count_digit = gr.Button("Count the bytes of the test image", interactive=bool(fitting))
+        with gr.Column(scale=3, min_width=320):
             gr.Markdown("**Where the bits go: bright pixels surprise the model**")
             maps = gr.Gallery(
-                show_label=False, format="png", columns=2, height=330, elem_classes="pixels", elem_id="heat_maps"
+                show_label=False, format="png", columns=3, height="auto", elem_classes="pixels", elem_id="heat_maps"
             )
+            costs_shown = gr.Markdown(elem_id="bits")
     event = {"outputs": [costs_shown, maps], "concurrency_id": "quick", "concurrency_limit": 2}
     count.click(bits, drawing, api_name="bits", show_progress_on=costs_shown, **event)
     count_digit.click(bits_of_digit, index, api_name="bits_of_digit", show_progress_on=costs_shown, **event)
+    gr.on([count.click, count_digit.click], **reveal("heat_maps"))
+    tab.select(None, js=choose_brush("bits_drawing"))
+    tab.select(example, [costs_shown, index], api_visibility="private", show_progress_on=costs_shown, **event)

@@ -12,22 +12,13 @@ CSS = """
 .pixels img { image-rendering: pixelated; }
 .gradio-container, .gradio-container main { width: 100% !important; }
 .gradio-container { max-width: 1180px !important; margin: auto !important; }
-#drawing { max-width: 400px; }
+.drawing { max-width: 400px; }
 @media (min-width: 768px) {
     #map_row { display: grid; grid: "choice map" auto "drawn map" 1fr / 2fr 3fr; }
     #map_row > :nth-child(2) { grid-area: map; }
 }
 .dark .figure img { filter: invert(1) hue-rotate(180deg); }
 """
-# The canvas waits for the choice of a tool, and the brush is the one that everybody wants.
-CHOOSE_BRUSH = """() => {
-    if (window.brushChosen) return;
-    window.brushChosen = true;
-    const waiting = setInterval(() => {
-        const brush = document.querySelector('#drawing button[aria-label="Brush"]');
-        if (brush) { clearInterval(waiting); brush.click(); }
-    }, 200);
-}"""
 
 
 def build(checkpoints: Checkpoints) -> gr.Blocks:
@@ -42,11 +33,11 @@ def build(checkpoints: Checkpoints) -> gr.Blocks:
         with gr.Tabs(overflow_behavior="wrap"):
             first_sample = sample_tab(checkpoints)
             map_tab(checkpoints)
-            reconstruct_tab(checkpoints).select(None, js=CHOOSE_BRUSH)
+            reconstruct_tab(checkpoints)
             interpolate_tab(checkpoints)
             complete_tab(checkpoints)
             text_tab(checkpoints)
-        bits_tab(checkpoints)
+            bits_tab(checkpoints)
         if checkpoints.fitting("sample"):
             page.load(**first_sample, api_visibility="private")
     return page.queue(max_size=100)

@@ -91,6 +91,46 @@ def figure_of(title: str, **options: Any) -> gr.Image:
     return picture_of(title, elem_classes="figure", **options)
 
 
+def drawing_pad(elem_id: str) -> gr.Sketchpad:
+    """A white square to draw on, which gives what was drawn as a picture, or None."""
+    drawing = gr.Sketchpad(
+        label="Draw here",
+        type="pil",
+        canvas_size=(280, 280),
+        fixed_canvas=True,
+        height=360,
+        layers=False,
+        transforms=(),
+        brush=gr.Brush(default_size=20, colors=["#000000"], color_mode="fixed"),
+        elem_id=elem_id,
+        elem_classes="drawing",
+    )
+
+    def drawn_on(sheet: Any) -> Image.Image | None:
+        # A browser has sent the content before, a program names a file.
+        composite: Any = drawing.blob_storage.pop(sheet.id, sheet).composite if sheet else None
+        with readable_errors():
+            content = composite.path if isinstance(composite, gr.FileData) else composite
+            return inference.open_picture(content) if content else None
+
+    # gradio would read all layers, whatever their size, and answer a mistake with paths of the server.
+    drawing.preprocess = drawn_on  # pyright: ignore[reportAttributeAccessIssue]
+    return drawing
+
+
+def choose_brush(elem_id: str) -> str:
+    """A script that takes the brush of a pad once: the canvas waits for a tool, and everybody wants this one."""
+    return f"""() => {{
+    window.brushes = window.brushes || new Set();
+    if (window.brushes.has('{elem_id}')) return;
+    window.brushes.add('{elem_id}');
+    const waiting = setInterval(() => {{
+        const brush = document.querySelector('#{elem_id} button[aria-label="Brush"]');
+        if (brush) {{ clearInterval(waiting); brush.click(); }}
+    }}, 200);
+}}"""
+
+
 def sheet_of(title: str, checkpoint: Checkpoint | None, **options: Any) -> gr.Image:
     """The test images to choose from by a click."""
     return pixels_of(title, value=inference.digit_sheet(checkpoint) if checkpoint else None, **options)

@@ -13,8 +13,10 @@ from torch import Tensor
 from hf_latentgen.app import inference
 from hf_latentgen.app.checkpoints import Checkpoint, Checkpoints
 from hf_latentgen.app.parts import (
+    choose_brush,
     clicked_digit,
     dots_of,
+    drawing_pad,
     figure_of,
     model_choice,
     own_file,
@@ -153,7 +155,7 @@ def map_tab(checkpoints: Checkpoints) -> None:
         tab.select(**event, api_visibility="private")
 
 
-def reconstruct_tab(checkpoints: Checkpoints) -> gr.Tab:
+def reconstruct_tab(checkpoints: Checkpoints) -> None:
     """A tab that draws a picture again."""
     need = "autoencoder"
 
@@ -162,13 +164,6 @@ def reconstruct_tab(checkpoints: Checkpoints) -> gr.Tab:
             checkpoint = checkpoints.pick(model, need)
             *pictures, words = inference.reconstruct(checkpoint, levels_of(checkpoint), seed)
             return *map(own_file, pictures), words, kind
-
-    def drawn_on(sheet: Any) -> Image.Image | None:
-        # A browser has sent the content before, a program names a file.
-        composite: Any = drawing.blob_storage.pop(sheet.id, sheet).composite if sheet else None
-        with readable_errors():
-            content = composite.path if isinstance(composite, gr.FileData) else composite
-            return inference.open_picture(content) if content else None
 
     def reconstruct(model: str, drawing: Image.Image | None, seed: float) -> tuple:
         return shown("drawing", model, lambda found: inference.levels_from_drawing(found, drawing), seed)
@@ -202,19 +197,7 @@ def reconstruct_tab(checkpoints: Checkpoints) -> gr.Tab:
                     "something that is none."
                 )
                 model, first = model_choice(checkpoints, need, text)
-                drawing = gr.Sketchpad(
-                    label="Draw here",
-                    type="pil",
-                    canvas_size=(280, 280),
-                    fixed_canvas=True,
-                    height=360,
-                    layers=False,
-                    transforms=(),
-                    brush=gr.Brush(default_size=20, colors=["#000000"], color_mode="fixed"),
-                    elem_id="drawing",
-                )
-                # gradio would read all layers, whatever their size, and answer a mistake with paths of the server.
-                drawing.preprocess = drawn_on  # pyright: ignore[reportAttributeAccessIssue]
+                drawing = drawing_pad("drawing")
                 draw = gr.Button("Reconstruct the drawing", variant="primary", interactive=first is not None)
             with gr.Column(scale=3, min_width=320, elem_id="reconstructed"):
                 with gr.Row():
@@ -244,9 +227,9 @@ def reconstruct_tab(checkpoints: Checkpoints) -> gr.Tab:
     event |= {"fn": again, "inputs": [kind, model, drawing, file, index, seed], "api_visibility": "private"}
     adapted = model.input(adapt, [model, index], [sheet, source, index], api_visibility="private")
     adapted.then(**event)
+    tab.select(None, js=choose_brush("drawing"))
     if first:
         tab.select(**event)
-    return tab
 
 
 def interpolate_tab(checkpoints: Checkpoints) -> None:

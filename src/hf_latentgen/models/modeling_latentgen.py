@@ -74,6 +74,22 @@ class LatentGenModel(PreTrainedModel):
         size = self.config.image_size
         return torch.zeros(num_images, self.config.num_channels, size, size, dtype=torch.int64, device=self.device)
 
+    def complete(
+        self,
+        pixel_values: Tensor,
+        rows: int,
+        generator: torch.Generator | None = None,
+        output: str = "sample",
+        temperature: float = 1.0,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Images whose first rows are given and whose others are drawn, as levels. [B, C, H, W].
+
+        Of models that `can_complete`. Arguments and errors as in their `complete_by_row`.
+        """
+        *_, images = self.complete_by_row(pixel_values, rows, generator, output, temperature, labels)
+        return images
+
     @classmethod
     def from_pretrained(
         cls,

@@ -189,7 +189,7 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         temperature: float = 1.0,
         labels: Tensor | None = None,
     ) -> Tensor:
-        """Images drawn pixel by pixel, as levels. [num_images, C, H, W]. Arguments and errors as in `complete`.
+        """Images drawn pixel by pixel, as levels. [num_images, C, H, W]. Arguments and errors as in `complete_by_row`.
 
         Raises:
             ValueError: `num_images` is below 1.
@@ -202,7 +202,7 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         return 0 if self.class_embedding is None else self.class_embedding.num_embeddings
 
     @torch.no_grad()
-    def complete(
+    def complete_by_row(
         self,
         pixel_values: Tensor,
         rows: int,
@@ -210,8 +210,10 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         output: str = "sample",
         temperature: float = 1.0,
         labels: Tensor | None = None,
-    ) -> Tensor:
-        """Images whose first rows are given and whose others are drawn, as levels. [B, C, H, W].
+    ) -> Iterator[Tensor]:
+        """Images whose first rows are given, after each further row that is drawn, and first as they are. [B, C, H, W].
+
+        Rows that are not yet drawn are as in `pixel_values`.
 
         Args:
             pixel_values: levels, of which only the first `rows` rows are read.
@@ -224,23 +226,6 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
 
         Raises:
             ValueError: an argument is out of range.
-        """
-        *_, images = self.complete_by_row(pixel_values, rows, generator, output, temperature, labels)
-        return images
-
-    @torch.no_grad()
-    def complete_by_row(
-        self,
-        pixel_values: Tensor,
-        rows: int,
-        generator: torch.Generator | None = None,
-        output: str = "sample",
-        temperature: float = 1.0,
-        labels: Tensor | None = None,
-    ) -> Iterator[Tensor]:
-        """The images of `complete` after each row that is drawn, and first as they are given. [B, C, H, W].
-
-        Arguments and errors as in `complete`. Rows that are not yet drawn are as in `pixel_values`.
         """
         self._check_images(pixel_values)
         if labels is None and self.num_sample_classes:

@@ -45,7 +45,8 @@ class VLAEModel(VAEModel):
         if isinstance(module, NeighborhoodAttention | RasterAttention):
             init.zeros_(module.places)
 
-    def complete(
+    @torch.no_grad()
+    def complete_by_row(
         self,
         pixel_values: Tensor,
         rows: int,
@@ -53,8 +54,8 @@ class VLAEModel(VAEModel):
         output: str = "sample",
         temperature: float = 1.0,
         labels: Tensor | None = None,
-    ) -> Tensor:
-        """Images whose first rows are given and whose others are drawn, as levels. [B, C, H, W].
+    ) -> Iterator[Tensor]:
+        """Images whose first rows are given, after each row of the last turn, and first as they are. [B, C, H, W].
 
         Latents and missing rows are drawn from each other by turns, so that the result follows, after many turns, the
         model's distribution given the first rows.
@@ -72,23 +73,6 @@ class VLAEModel(VAEModel):
 
         Source: Rezende et al. (2014), Stochastic Backpropagation, section 6.5 and appendix F.
         """
-        *_, images = self.complete_by_row(pixel_values, rows, generator, output, temperature, labels)
-        return images
-
-    @torch.no_grad()
-    def complete_by_row(
-        self,
-        pixel_values: Tensor,
-        rows: int,
-        generator: torch.Generator | None = None,
-        output: str = "sample",
-        temperature: float = 1.0,
-        labels: Tensor | None = None,
-    ) -> Iterator[Tensor]:
-        """The images of `complete` after each row that is drawn in the last turn, first as given. [B, C, H, W].
-
-        Arguments and errors as in `complete`.
-        """
         self._check_levels(pixel_values)
         check_completion(self.config.image_size, rows, output, temperature)
         check_generator(generator)
@@ -97,18 +81,10 @@ class VLAEModel(VAEModel):
         levels = pixel_values.long().clone()
         latents = temperature * self._prior_sample(len(levels), generator)
         for _ in range(COMPLETION_STEPS if rows else 0):
-            *_, levels = self.decode(latents).by_row(levels, rows, "sample", generator)
+            *_, levels = cast(LocalPixels, self.decode(latents)).by_row(levels, rows, "sample", generator)
             posterior, latents, _ = self._infer(levels, True, generator)
             latents = posterior.mean + temperature * (latents - posterior.mean)
-        yield from self.decode(latents).by_row(levels, rows, output, generator)
-
-    def decode(self, latents: Tensor) -> "LocalPixels":
-        """The distribution of the pixels given latents [B, L], which is drawn pixel by pixel.
-
-        Raises:
-            ValueError: `latents` has not two axes, or not `L` columns.
-        """
-        return cast(LocalPixels, super().decode(latents))
+        yield from cast(LocalPixels, self.decode(latents)).by_row(levels, rows, output, generator)
 
     def _decoded_pixels(self, decoded: Tensor) -> "LocalPixels":
         return LocalPixels(self, decoded.flatten(1, 2))

@@ -1,10 +1,6 @@
 """The command `hf-latentgen`, in the process of the tests."""
 
-import csv
-import io
 import json
-import re
-import shlex
 import shutil
 from pathlib import Path
 
@@ -13,82 +9,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from hf_latentgen import (
-    ByteTokenizer,
     LevelsImageProcessor,
-    LocalTransformerConfig,
-    LocalTransformerForCausalLM,
-    load,
-    load_images,
 )
-from hf_latentgen.coding import read_info
 from hf_latentgen.evaluation.results import Results
 from hf_latentgen.hub import loading
-from hf_latentgen_cli import app
-from rows_common import names, save_vae, write_run
-
-RECIPE = """
-dataset: {name: digits}
-model: {architecture: mlp, image_size: 8, latent_dim: 2, hidden_channels: [8]}
-training:
-  max_steps: 2
-  per_device_train_batch_size: 32
-  save_strategy: steps
-  save_steps: 1
-  disable_tqdm: true
-"""
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    """The folder from which commands run, with a recipe."""
-    (tmp_path / "small.yaml").write_text(RECIPE)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def command(monkeypatch):
-    """Runs the words of a command. Returns what it printed, once the exit code is as expected."""
-
-    def run(words, code=0):
-        arguments = shlex.split(words)
-        monkeypatch.setattr("sys.argv", ["hf-latentgen", *arguments])
-        done = CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments)
-        if done.exception is not None and not isinstance(done.exception, SystemExit):
-            raise done.exception
-        assert done.exit_code == code, done.output
-        return done.output
-
-    return run
-
-
-@pytest.fixture
-def refused(command):
-    """Runs the words of a command that must end with one line that says why. Returns it."""
-
-    def run(words):
-        # transformers and diffusers may have logged something before, and a progress bar may stand in front.
-        (line,) = re.findall("error: .+", command(words, code=1))
-        return line
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def vae(tmp_path_factory):
-    """A checkpoint as a training leaves it."""
-    folder = save_vae(tmp_path_factory.mktemp("runs") / "vae_small")
-    write_run(folder)
-    return folder
-
-
-@pytest.fixture
-def checkpoint(vae, here):
-    """A copy of it to change."""
-    return shutil.copytree(vae, here / "runs" / "vae_small")
+from rows_common import names, write_run
 
 
 def test_help_names_every_command(command):
@@ -388,147 +315,6 @@ def test_samples_of_one_class(command, refused):
 )
 def test_mistakes_in_drawing_end_with_one_line(refused, checkpoint, words, complaint):
     assert complaint in refused(f"sample runs/vae_small {words}")
-
-
-@pytest.fixture
-def images(here):
-    """A folder of three images, one below another folder, and of a file that is none."""
-    (here / "images" / "more").mkdir(parents=True)
-    for name, row in zip(("a.png", "b.png", "more/c.png"), load_images("digits", "test"), strict=False):
-        row["image"].save(here / "images" / name)
-    (here / "images" / "notes.txt").write_text("no image")
-    return ["a.png", "b.png", "more/c.png"]
-
-
-def test_files_are_scored_as_table_csv_and_json(command, vae, images):
-    scores = json.loads(command(f"score images --model {vae} --format json"))
-    assert [entry["file"] for entry in scores] == images
-    assert all(3 < entry["bits per dimension"] < 5 for entry in scores)
-    header, *lines = csv.reader(io.StringIO(command(f"score images --model {vae} --format csv")))
-    assert header == ["file", "bits per dimension"]
-    assert [(name, float(value)) for name, value in lines] == [tuple(entry.values()) for entry in scores]
-    table = command(f"score images --model {vae}")
-    assert all(f"{entry['bits per dimension']:.4f}" in table for entry in scores)
-    (only,) = json.loads(command(f"score images/a.png --model {vae} --format json"))
-    assert only["file"] == "a.png"
-
-
-def test_scores_are_those_of_the_model(command, vae, images):
-    scores = json.loads(command(f"score images --model {vae} --format json --seed 4"))
-    loaded = load(vae)
-    levels = loaded.processor([row["image"] for row in load_images("digits", "test").select(range(3))])["pixel_values"]
-    with torch.no_grad():
-        expected = loaded.model.bits_per_dim(torch.as_tensor(levels), generator=torch.Generator().manual_seed(4))
-    assert [entry["bits per dimension"] for entry in scores] == pytest.approx(expected.tolist(), rel=1e-5)
-
-
-def test_texts_are_scored_in_bits_per_byte(command, refused, here):
-    torch.manual_seed(0)
-    fields = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    LocalTransformerForCausalLM(LocalTransformerConfig(**fields, window=8)).save_pretrained(here / "model")
-    ByteTokenizer().save_pretrained(here / "model")
-    (here / "play.txt").write_text("To be, or not to be.")
-    (only,) = json.loads(command("score play.txt --model model --format json"))
-    assert only["file"] == "play.txt"
-    assert only["bits per byte"] == pytest.approx(8, abs=1)
-    assert "cannot" not in command("score play.txt --model model")
-    # Texts are not scored in batches.
-    line = refused("evaluate model --data . --batch-size 4")
-    assert "batch_size is of no use for local-attention transformers over bytes" in line
-
-
-@pytest.mark.parametrize(
-    ("words", "complaint"),
-    [
-        ("nowhere --model {vae}", "nowhere must be a file, or a folder that holds images"),
-        ("images/notes.txt --model {vae}", "images/notes.txt must be an image that can be read"),
-        ("images --model aae_digits", "model must have a likelihood to score files"),
-    ],
-)
-def test_mistakes_in_scoring_end_with_one_line(refused, vae, images, words, complaint):
-    assert complaint in refused(f"score {words.format(vae=vae)}")
-
-
-@pytest.fixture
-def digits(vae, here):
-    """A folder of five images whose grey values are those of sixteen levels."""
-    processor = load(vae).processor
-    levels = processor([row["image"] for row in load_images("digits", "test").select(range(5))])["pixel_values"]
-    (here / "digits" / "more").mkdir(parents=True)
-    for index, picture in enumerate(processor.post_process_images(np.asarray(levels))):
-        picture.save(here / "digits" / f"{'more/' if index > 2 else ''}{index}.png")
-    return here / "digits"
-
-
-def test_images_are_compressed_and_come_back(command, vae, digits, here):
-    text = command(f"compress digits --model {vae} -o digits.hlg")
-    assert f"digits.hlg: 5 images in {(here / 'digits.hlg').stat().st_size:,} bytes, " in text
-    text = command("compress --info digits.hlg")
-    assert "5 images in" in text
-    assert "model id        vae_small" in text
-    assert command(f"decompress digits.hlg --output again --model {vae}").strip().endswith("again: 5 images")
-    assert names(here / "again") == names(digits)
-    for name in ("0.png", "more/4.png"):
-        with Image.open(digits / name) as before, Image.open(here / "again" / name) as after:
-            assert after.tobytes() == before.tobytes()
-
-
-def test_a_file_says_which_row_compressed_it(command, digits, here):
-    text = command("compress digits --model local_digits -o digits.hlg --no-verify")
-    assert " bits/dim" in text
-    assert command("decompress digits.hlg -o again").strip().endswith("again: 5 images")
-    assert names(here / "again") == names(digits)
-
-
-@pytest.mark.parametrize(
-    ("words", "complaint"),
-    [
-        ("compress nowhere --model {vae} -o a.hlg", "nowhere must be a file, or a folder that holds images"),
-        ("compress empty --model {vae} -o a.hlg", "empty must be a file, or a folder that holds images"),
-        ("compress digits --model aae_digits -o a.hlg", "model must have a likelihood"),
-        ("compress digits --model {vae} -o mine", "mine exists; it is replaced with overwrite=True (--force)"),
-        ("compress digits --model {vae} -o a.hlg --adapt", "adapt must be False for a model of images"),
-        ("compress digits --model vae_mnist_4bit -o a.hlg", "digits/0.png cannot be compressed: images must be 28x28"),
-        ("compress digits --model {vae}", "output must be given"),
-        ("compress digits -o a.hlg", "model must be given"),
-        ("compress --info mine", "magic must be"),
-        ("decompress mine -o out", "magic must be"),
-        ("decompress nowhere -o out", "nowhere"),
-        ("decompress good.hlg -o out", "vae_small is no folder and no row"),
-        ("decompress good.hlg -o out --model vae_digits", "config_digest must be"),
-        ("decompress good.hlg -o digits --model {vae}", "digits/0.png exists; it is replaced"),
-        ("verify vae_digits --record", "record must go with --bytes"),
-    ],
-)
-def test_mistakes_in_compressing_end_with_one_line(command, refused, vae, digits, here, words, complaint):
-    (here / "mine").write_text("mine, and no compressed file")
-    (here / "empty").mkdir()
-    command(f"compress digits --model {vae} -o good.hlg --no-verify")
-    before = names(here)
-    assert complaint in refused(words.format(vae=vae))
-    assert names(here) == before
-    assert (here / "mine").read_text() == "mine, and no compressed file"
-
-
-def test_damaged_chunks_are_named_once_all_others_are_written(command, refused, vae, digits, here):
-    command(f"compress digits --model {vae} -o digits.hlg")
-    content = bytearray((here / "digits.hlg").read_bytes())
-    content[read_info(bytes(content)).start] ^= 1
-    (here / "digits.hlg").write_bytes(content)
-    assert "chunk 0 (images 0 to 4) is damaged" in refused(f"decompress digits.hlg -o again --model {vae}")
-
-
-@pytest.mark.slow
-def test_a_row_is_proved_by_a_file(command, repository, here):
-    row = shutil.copytree(repository / "model_cards" / "vae_digits", here / "vae_digits")
-    before = Results.read(row).metrics
-    text = command("verify vae_digits aae_digits --bytes --record", code=1)
-    assert "vae_digits: decoded: " in text
-    assert "aae_digits: not proved: row must have one of bits_per_byte" in text
-    found = Results.read(row).metrics
-    size = found.pop("bits_per_dim_on_disk")
-    assert found == {name: value for name, value in before.items() if name != "bits_per_dim_on_disk"}
-    assert before["bits_per_dim"] < size < 1.1 * before["bits_per_dim"]
 
 
 def test_rows_are_listed_with_their_weights(command, monkeypatch, repository, here):
