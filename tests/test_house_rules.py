@@ -263,3 +263,13 @@ def test_accelerate_accepts_the_launch_files(repository, name):
     launch = load_config_from_file(str(repository / "configs" / "accelerate" / f"{name}.yaml"))
     assert launch.num_processes == 2
     assert launch.distributed_type.value == {"ddp": "MULTI_GPU", "fsdp": "FSDP"}[name]
+
+
+def test_only_the_page_itself_needs_gradio(repository):
+    # What it computes is tested where the extra is not installed, as by `make test`.
+    files = python_files(repository / PACKAGE)
+    assert {name for name, text in files.items() if "import gradio" in text} == {
+        "app/interface.py",
+        "app/parts.py",
+        "app/tabs.py",
+    }

@@ -2,9 +2,16 @@
 
 import gradio as gr  # pyright: ignore[reportMissingImports]
 
-from hf_latentgen.app.bits import bits_tab
 from hf_latentgen.app.checkpoints import Checkpoints
-from hf_latentgen.app.tabs import complete_tab, interpolate_tab, map_tab, reconstruct_tab, sample_tab, text_tab
+from hf_latentgen.app.tabs import (
+    bits_tab,
+    complete_tab,
+    interpolate_tab,
+    map_tab,
+    reconstruct_tab,
+    sample_tab,
+    text_tab,
+)
 
 # Pixels are shown as squares, never smoothed. The map stands beside all else where there is room for it. Figures on a
 # dark page are dark, and keep their colours.

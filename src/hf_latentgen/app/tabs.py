@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from hf_latentgen.app import inference
+from hf_latentgen.app.bits import costs, heat_map, rated, table
 from hf_latentgen.app.checkpoints import Checkpoint, Checkpoints
 from hf_latentgen.app.parts import (
     choose_brush,
@@ -352,3 +353,55 @@ def text_tab(checkpoints: Checkpoints) -> None:
     running = run.click(text, inputs, written, api_name="text", cancels=example, **SLOW)
     run.click(**reveal("written"))
     stop.click(None, cancels=[running, *example])
+
+
+def bits_tab(checkpoints: Checkpoints) -> None:
+    """A tab that counts the bytes of a drawing, or of a test image."""
+    fitting = rated(checkpoints)
+
+    def counted(levels_of: Any) -> tuple[str, list]:
+        with readable_errors():
+            if not fitting:
+                raise ValueError(
+                    "This needs a model of images that has a likelihood: a VAE or a transformer of pixels."
+                )
+            found, maps = [], []
+            for checkpoint in fitting:
+                levels = levels_of(checkpoint)
+                found += costs(checkpoint, levels)
+                if (picture := heat_map(checkpoint, levels)) is not None:
+                    maps.append((own_file(picture), checkpoint.name))
+            return table(found), maps
+
+    def bits(drawing: Image.Image | None) -> tuple[str, list]:
+        return counted(lambda found: inference.levels_from_drawing(found, drawing))
+
+    def bits_of_digit(index: float) -> tuple[str, list]:
+        return counted(lambda found: inference.digit(found, index))
+
+    def example(shown: str, index: float) -> tuple:
+        """A test image, where nothing is shown yet."""
+        return (gr.skip(), gr.skip()) if shown or not fitting else bits_of_digit(index)
+
+    with gr.Tab("Bits") as tab, gr.Row():
+        with gr.Column(scale=2, min_width=320):
+            gr.Markdown(
+                "What a model expects, it writes in few bits. Draw something that it expects, and something that it "
+                "does not, and see what they cost in a file from which every pixel comes back."
+            )
+            drawing = drawing_pad("bits_drawing")
+            count = gr.Button("Count the bytes of the drawing", variant="primary", interactive=bool(fitting))
+            index = gr.Number(0, label="Or of the test image of this number", precision=0, minimum=0)
+            count_digit = gr.Button("Count the bytes of the test image", interactive=bool(fitting))
+        with gr.Column(scale=3, min_width=320):
+            gr.Markdown("**Where the bits go: bright pixels surprise the model**")
+            maps = gr.Gallery(
+                show_label=False, format="png", columns=3, height="auto", elem_classes="pixels", elem_id="heat_maps"
+            )
+            costs_shown = gr.Markdown(elem_id="bits")
+    event = {"outputs": [costs_shown, maps], **QUICK}
+    count.click(bits, drawing, api_name="bits", show_progress_on=costs_shown, **event)
+    count_digit.click(bits_of_digit, index, api_name="bits_of_digit", show_progress_on=costs_shown, **event)
+    gr.on([count.click, count_digit.click], **reveal("heat_maps"))
+    tab.select(None, js=choose_brush("bits_drawing"))
+    tab.select(example, [costs_shown, index], api_visibility="private", show_progress_on=costs_shown, **event)
