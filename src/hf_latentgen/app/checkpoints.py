@@ -15,13 +15,13 @@ from torch import Tensor
 from hf_latentgen.data import LevelsDataset, load_images, usable_labels
 from hf_latentgen.data.descriptions import describe_data
 from hf_latentgen.data.sources import data_root
+from hf_latentgen.evaluation.provenance import read_record
 from hf_latentgen.hub.files import has_weights
 from hf_latentgen.hub.loading import load, row_folders
 from hf_latentgen.hub.pipelines import LatentGenPipeline
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.models.modeling_latentgen import LatentGenModel
 from hf_latentgen.models.tokenization_bytes import ByteTokenizer
-from hf_latentgen.rows.evaluation import read_record
 
 # Enough for a distribution and a map, few enough to be encoded while somebody waits.
 NUM_DIGITS = 500
@@ -54,8 +54,8 @@ class Checkpoint:
     data_dir: str | None = None
     # Where a latent diffusion draws what the model decodes.
     prior: LatentGenPipeline | None = None
-    # Its model card as it is shown here: without pictures, whose files are not served.
-    card: str = ""
+    # Where it was loaded from.
+    folder: Path | None = None
 
     @property
     def images(self) -> LevelsImageProcessor:
@@ -66,6 +66,18 @@ class Checkpoint:
     def family(self) -> str:
         """What kind of model it is, in words."""
         return self.model.kind if self.prior is None else "latent diffusion prior"
+
+    @cached_property
+    def card(self) -> str:
+        """Its model card as it is shown here, without metadata and without pictures, whose files are not served.
+
+        Empty where there is none.
+        """
+        if self.folder is None or not (self.folder / "README.md").is_file():
+            return ""
+        text = ModelCard((self.folder / "README.md").read_text(encoding="utf-8"), ignore_metadata_errors=True).text
+        without_list = re.sub(r"^## Pictures\n.*?(?=^## |\Z)", "", text, flags=re.MULTILINE | re.DOTALL)
+        return re.sub(r"!\[[^\]]*\]\([^)]*\)", "", without_list).strip()
 
     @property
     def about(self) -> str:
@@ -198,15 +210,6 @@ def load_checkpoints(paths: list[str], data_dir: str | None = None) -> Checkpoin
             prior = LatentGenPipeline(*found.parts)
             prior.set_progress_bar_config(disable=True)
         dataset = read_record(found.folder).get("dataset")
-        card = read_card(found.folder)
-        checkpoints[name] = Checkpoint(name, found.model, found.processor, dataset, data_dir, prior, card)
+        checkpoints[name] = Checkpoint(name, found.model, found.processor, dataset, data_dir, prior, found.folder)
     return checkpoints
 
-
-def read_card(folder: Path) -> str:
-    """The model card in a folder without its metadata and its pictures, empty where there is none."""
-    if not (folder / "README.md").is_file():
-        return ""
-    text = ModelCard((folder / "README.md").read_text(encoding="utf-8"), ignore_metadata_errors=True).text
-    without_list = re.sub(r"^## Pictures\n.*?(?=^## |\Z)", "", text, flags=re.MULTILINE | re.DOTALL)
-    return re.sub(r"!\[[^\]]*\]\([^)]*\)", "", without_list).strip()

@@ -12,10 +12,36 @@ from pathlib import Path
 import torch
 
 from hf_latentgen.data.sources import DATA_DIR_VARIABLE
+from hf_latentgen.evaluation.results import FILE, Results
+from hf_latentgen.hub.files import read_json
 
+RECORD = "run.json"
+# All that is known of how a checkpoint came about, and the keys of a `run.json` that say it.
+PROVENANCE = (
+    *("train_command", "config", "overrides", "seed", "reference", "training", "history", "train_seconds", "hardware"),
+    *("versions", "git_commit"),
+)
 # Options that others have no use for.
 LEFT_OUT = ("--data-dir", "--output-dir", "--budget")
 PACKAGES = ("hf-latentgen", "torch", "transformers", "diffusers", "datasets", "accelerate")
+
+
+def read_record(folder: Path) -> dict:
+    """How the checkpoint in a folder came about, by the names of [`Results`]; empty where that is not recorded.
+
+    A training leaves the record in `run.json`; a published row has it in its `results.json`.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if (folder / RECORD).is_file():
+        run = read_json(folder / RECORD, "a training writes it", {"row": str, "dataset": dict})
+        section = dict(run["dataset"])
+        return {**run, "dataset": section.pop("name"), "dataset_options": section}
+    if (folder / FILE).is_file():
+        known = vars(Results.read(folder))
+        return {key: known[key] for key in (*PROVENANCE, "row", "dataset", "dataset_options", "model")}
+    return {}
 
 
 def hardware() -> str:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_latentgen.evaluation.metrics import STANDARD_ERROR, best_baseline, describe_metric, headline, show
+from hf_latentgen.evaluation.provenance import RECORD
 from hf_latentgen.evaluation.results import Results
 from hf_latentgen.families import find_family
 from hf_latentgen.families.family import Options
@@ -19,7 +20,7 @@ from hf_latentgen.hub.files import has_weights, read_json
 from hf_latentgen.hub.loading import ROWS, find_folder, load, row_folders
 from hf_latentgen.hub.publishing import Upload, full_repo_id, publish
 from hf_latentgen.rows.cards import Choices
-from hf_latentgen.rows.evaluation import RECORD, check_row, evaluate, write_evaluation
+from hf_latentgen.rows.evaluation import check_row, evaluate, write_evaluation
 from hf_latentgen.rows.publishing import prepare_upload
 from hf_latentgen.rows.verification import verify_row
 

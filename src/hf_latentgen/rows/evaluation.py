@@ -11,20 +11,22 @@ from PIL import Image
 
 from hf_latentgen.evaluation.likelihood import MOST_SAMPLES, OTHER_PASSES, affordable_samples
 from hf_latentgen.evaluation.pictures import score_history
-from hf_latentgen.evaluation.provenance import git_commit, hardware, option_value, versions
+from hf_latentgen.evaluation.provenance import (
+    PROVENANCE,
+    RECORD,
+    git_commit,
+    hardware,
+    option_value,
+    read_record,
+    versions,
+)
 from hf_latentgen.evaluation.results import FILE, Results
 from hf_latentgen.families import FAMILIES, find_family
 from hf_latentgen.families.family import Family, Options
-from hf_latentgen.hub.files import CONFIGS, PIPELINE_FILES, WEIGHTS, has_weights, read_json, weights_sha256
+from hf_latentgen.hub.files import CONFIGS, PIPELINE_FILES, WEIGHTS, has_weights, weights_sha256
 from hf_latentgen.hub.loading import Checkpoint, load
 from hf_latentgen.rows.cards import duration
 
-RECORD = "run.json"
-# All that is known of how a checkpoint came about, and the keys of a `run.json` that say it.
-PROVENANCE = (
-    *("train_command", "config", "overrides", "seed", "reference", "training", "history", "train_seconds", "hardware"),
-    *("versions", "git_commit"),
-)
 # What a row keeps of a checkpoint: a model, or a pipeline with its parts.
 KEPT_FILES = (*CONFIGS, WEIGHTS, *PIPELINE_FILES)
 # A clone stays small: all rows together hold four times as much.
@@ -180,24 +182,6 @@ def check_options(family: Family, options: Options, checkpoint: Checkpoint) -> N
         expected, size = checkpoint.model.config.image_size, given.model.config.image_size
         if size != expected:
             raise ValueError(f"{name} must read images of size {expected}, got {given.name}: {size}")
-
-
-def read_record(folder: Path) -> dict:
-    """How the checkpoint in a folder came about, by the names of [`Results`]; empty where that is not recorded.
-
-    A training leaves the record in `run.json`; a published row has it in its `results.json`.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    if (folder / RECORD).is_file():
-        run = read_json(folder / RECORD, "a training writes it", {"row": str, "dataset": dict})
-        section = dict(run["dataset"])
-        return {**run, "dataset": section.pop("name"), "dataset_options": section}
-    if (folder / FILE).is_file():
-        known = vars(Results.read(folder))
-        return {key: known[key] for key in (*PROVENANCE, "row", "dataset", "dataset_options", "model")}
-    return {}
 
 
 def write_evaluation(evaluation: Evaluation, checkpoint: Path, folder: Path) -> Path:
