@@ -93,8 +93,8 @@ def test_parts_give_the_probabilities_of_the_whole():
     pixels = LogisticMixturePixels(torch.randn(2, 20, 3, 4, 4), 16)
     levels = torch.randint(16, (2, 3, 4, 4))
     found = []
-    for place, logits in pixels.parts(levels):
-        found.append(logits.log_softmax(1).gather(1, levels[place].unsqueeze(1)).squeeze(1))
+    for place, values in pixels.parts(levels):
+        found.append(values.logits.log_softmax(1).gather(1, levels[place].unsqueeze(1)).squeeze(1))
     torch.testing.assert_close(torch.stack(found, 1), pixels.log_probs(levels))
 
 

@@ -64,8 +64,8 @@ def test_drawing_pixel_by_pixel_asks_for_the_probabilities_that_are_scored(model
     levels = random_levels(model.config, 3)
     pixels = model.decode(torch.randn(3, model.num_latents))
     found = torch.zeros(levels.shape)
-    for place, logits in pixels.parts(levels):
-        found[place] = logits.log_softmax(1).gather(1, levels[place].unsqueeze(1)).squeeze(1)
+    for place, values in pixels.parts(levels):
+        found[place] = values.logits.log_softmax(1).gather(1, levels[place].unsqueeze(1)).squeeze(1)
     torch.testing.assert_close(found, pixels.log_probs(levels), rtol=1e-4, atol=1e-5)
 
 
@@ -188,6 +188,34 @@ def test_images_are_made_in_every_way(model, output):
         assert images.is_floating_point() == (output == "mean")
         assert images.min() >= 0
         assert images.max() <= last
+
+
+@torch.no_grad()
+def test_images_are_drawn_from_a_code_where_nothing_else_is_said():
+    model, levels = make(), random_levels(make().config, 2)
+    assert torch.equal(model.reconstruct(levels, generator=seeded()), model.reconstruct(levels, "sample", seeded()))
+    assert not torch.equal(model.reconstruct(levels, generator=seeded()), model.reconstruct(levels, "mode"))
+    path = model.interpolate(levels[:1], levels[1:], 2, generator=seeded())
+    assert torch.equal(path, model.interpolate(levels[:1], levels[1:], 2, "sample", seeded()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("channels", "pixel_decoder"), [(1, "convolution"), (3, "convolution"), (3, "neighborhood")])
+def test_a_mixture_starts_at_the_mean_of_the_pixels_above_and_to_the_left(channels, pixel_decoder):
+    fields = {"num_channels": channels, "num_levels": 256, "pixel_likelihood": "logistic_mixture"}
+    torch.manual_seed(0)
+    model = VLAEModel(VLAEConfig(**(TINY | fields | {"pixel_decoder": pixel_decoder}))).eval()
+    levels = random_levels(model.config, 2)
+    values = levels * (2 / 255) - 1
+    outputs = torch.zeros(2, model.config.outputs_per_dim, channels, 7, 7)
+    means = model.pixel_decoder.prediction(outputs, values)[:, 5:10]
+    expected = (values[:, :, :-1, 1:] + values[:, :, 1:, :-1]) / 2
+    torch.testing.assert_close(means[:, :, :, 1:, 1:], expected.unsqueeze(1).expand(-1, 5, -1, -1, -1))
+    # Where neighbours are alike, that tells something from the first step on.
+    smooth = torch.full_like(levels, 200)
+    bits = model.bits_per_dim(smooth, seeded())
+    model.pixel_decoder.prediction.weight.zero_()
+    assert (bits < model.bits_per_dim(smooth, seeded()) - 0.5).all()
 
 
 @pytest.mark.parametrize(

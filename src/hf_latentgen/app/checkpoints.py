@@ -212,4 +212,3 @@ def load_checkpoints(paths: list[str], data_dir: str | None = None) -> Checkpoin
         dataset = read_record(found.folder).get("dataset")
         checkpoints[name] = Checkpoint(name, found.model, found.processor, dataset, data_dir, prior, found.folder)
     return checkpoints
-

@@ -200,7 +200,7 @@ def reconstruct(
     """
     generator = make_generator(seed)
     model = checkpoint.model
-    reconstruction = model.reconstruct(levels.to(model.device))
+    reconstruction = model.reconstruct(levels.to(model.device), generator=make_generator(seed))
     draws = SCORE_DRAWS if model.likelihood == "bound" else 1
     score = float(model.score(levels.expand(draws, -1, -1, -1).to(model.device), generator).mean())
     share = float((checkpoint.scores > score).mean())
@@ -216,7 +216,7 @@ def interpolate(checkpoint: Checkpoint, first: float, second: float, steps: floa
     """The images on the straight line between the codes of two test images, which stand at the two ends."""
     model = checkpoint.model
     ends = [digit(checkpoint, index).to(model.device) for index in (first, second)]
-    levels = model.interpolate(ends[0], ends[1], int(steps))[0]
+    levels = model.interpolate(ends[0], ends[1], int(steps), generator=make_generator(0))[0]
     strip = torch.cat([ends[0], levels, ends[1]])
     return grid(checkpoint, strip, len(strip), STRIP_WIDTH)
 

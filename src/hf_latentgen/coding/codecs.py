@@ -317,8 +317,8 @@ class BitsBackCodec:
     def _chances(self, state: Tensor, levels: Tensor, size: int) -> Iterator[tuple[tuple, np.ndarray]]:
         """Of each part of the first `size` images, given the levels of those before, its place and probabilities."""
         pixels = self.model._decoded_pixels(self.model.decoder.finish(state)[:size])
-        for place, logits in pixels.parts(levels):
-            yield place, probabilities(logits.movedim(1, -1))
+        for place, values in pixels.parts(levels):
+            yield place, probabilities(values.logits.movedim(1, -1))
 
     def _padded(self, rows: np.ndarray) -> np.ndarray:
         """Rows and zeros, a power of two together, which encoder and decoder find by the number of rows alone."""

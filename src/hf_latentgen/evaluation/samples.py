@@ -103,10 +103,11 @@ def autoencoder_pictures(
     )
     # A test file may be sorted by class: the images shown are spread over all of it.
     shown = test.levels[spread_indices(len(test), NUM_RECONSTRUCTIONS)]
-    reconstructions = model.reconstruct(shown.to(model.device)).cpu()
+    generator = torch.Generator().manual_seed(seed)
+    reconstructions = model.reconstruct(shown.to(model.device), generator=generator).cpu()
     pictures["reconstructions"] = reconstruction_grid(shown, reconstructions, num_levels)
     first, last = test.levels[spread_indices(len(test), 2 * NUM_INTERPOLATIONS)].unflatten(0, (2, -1))
-    steps = model.interpolate(first.to(model.device), last.to(model.device), NUM_STEPS).cpu()
+    steps = model.interpolate(first.to(model.device), last.to(model.device), NUM_STEPS, generator=generator).cpu()
     pictures["interpolations"] = image_grid(
         torch.cat([first.unsqueeze(1), steps, last.unsqueeze(1)], 1).flatten(0, 1),
         num_levels,

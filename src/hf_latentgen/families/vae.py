@@ -28,6 +28,13 @@ NUM_SAMPLES = 64
 
 def measure(checkpoint: Checkpoint, data: Data, options: Options) -> Measured:
     """The scores of a model on all test images. The linear probe is left out where the images have no labels."""
+    measured = measure_likelihood(checkpoint, data, options)
+    measured.metrics["reconstruction_mse"] = reconstruction_mse(checkpoint.model, data.test.levels, options.batch_size)
+    return measured
+
+
+def measure_likelihood(checkpoint: Checkpoint, data: Data, options: Options) -> Measured:
+    """The scores without the error of reconstructions, for which an image needs a mean."""
     model, train, test = checkpoint.model, data.train, data.test
     batch_size, seed = options.batch_size, options.seed
     if options.compile:
@@ -42,10 +49,9 @@ def measure(checkpoint: Checkpoint, data: Data, options: Options) -> Measured:
         train_means, _ = posterior_moments(model, train.levels, batch_size)
         labels = train.labels.numpy(), test.labels.numpy()
         metrics["linear_probe_accuracy"] = linear_probe_accuracy(train_means, labels[0], means, labels[1])
-    metrics["reconstruction_mse"] = reconstruction_mse(model, test.levels, batch_size)
     diagnostics = untrained_metrics(model, test.levels, batch_size, seed)
     diagnostics |= aggregate_posterior_metrics(means, stds)
-    samples = prior_samples(model, NUM_SAMPLES, seed)["sample"]
+    samples = prior_samples(model, NUM_SAMPLES, seed, ["sample"])["sample"]
     diagnostics |= memory_check(samples, train.levels, test.levels, model.config.num_levels)
     return Measured(
         metrics, diagnostics, image_baselines(data.train, data.validation, data.test, model.config.num_levels)
@@ -59,16 +65,22 @@ def seconds_per_sample(checkpoint: Checkpoint, data: Data, options: Options) -> 
 
 def verify(checkpoint: Checkpoint, data: Data, options: Options) -> dict[str, float]:
     """The bound and its parts, and the reconstruction error."""
-    model, levels = checkpoint.model, data.test.levels
-    metrics = evaluate_likelihood(model, levels, options.batch_size, options.seed, 0).metrics()
-    return metrics | {"reconstruction_mse": reconstruction_mse(model, levels, options.batch_size)}
+    error = reconstruction_mse(checkpoint.model, data.test.levels, options.batch_size)
+    return verify_likelihood(checkpoint, data, options) | {"reconstruction_mse": error}
+
+
+def verify_likelihood(checkpoint: Checkpoint, data: Data, options: Options) -> dict[str, float]:
+    """The bound and its parts."""
+    return evaluate_likelihood(
+        checkpoint.model, data.test.levels, options.batch_size, options.seed, num_importance_samples=0
+    ).metrics()
 
 
 def draw(checkpoint: Checkpoint, data: Data, results: Results, seed: int) -> dict[str, Image.Image]:
     """Samples, their means and modes, reconstructions, interpolations, the latent plane."""
     model = checkpoint.model
     pictures = autoencoder_pictures(model, data.train, data.test, seed)
-    samples = prior_samples(model, NUM_SAMPLES, seed)
+    samples = prior_samples(model, NUM_SAMPLES, seed, ["mode", "mean"])
     grids = {f"samples_{kind}": image_grid(samples[kind], model.config.num_levels) for kind in ("mode", "mean")}
     return pictures | grids
 

@@ -8,7 +8,7 @@ from PIL import Image
 from hf_latentgen.evaluation.likelihood import shares_of_latents
 from hf_latentgen.evaluation.pictures import image_grid
 from hf_latentgen.evaluation.results import Results
-from hf_latentgen.evaluation.samples import COMPLETION_COLUMNS, completions, same_code_samples
+from hf_latentgen.evaluation.samples import COMPLETION_COLUMNS, autoencoder_pictures, completions, same_code_samples
 from hf_latentgen.families import vae
 from hf_latentgen.families.family import Data, Family, Measured, Options
 from hf_latentgen.families.inputs import image_codes, image_data, image_parts
@@ -21,16 +21,19 @@ NUM_DRAWN = 5
 
 
 def measure(checkpoint: Checkpoint, data: Data, options: Options) -> Measured:
-    """The scores of a VAE, the rate of each group of latents, and what the decoder knows without the image's code."""
-    measured = vae.measure(checkpoint, data, options)
+    """The scores of a VAE, the rate of each group of latents, and what the decoder knows without the image's code.
+
+    No error of reconstructions: pixels that are drawn one after the other have no mean image.
+    """
+    measured = vae.measure_likelihood(checkpoint, data, options)
     measured.diagnostics.update(shares_of_latents(checkpoint.model, data.test.levels, options.batch_size, options.seed))
     return measured
 
 
 def draw(checkpoint: Checkpoint, data: Data, results: Results, seed: int) -> dict[str, Image.Image]:
-    """The pictures of a VAE, completions, and images beside several drawings of their code: all of it, then a part."""
+    """Samples, reconstructions, interpolations, completions, and images beside drawings of their code or a part."""
     model = checkpoint.model
-    pictures = vae.draw(checkpoint, data, results, seed)
+    pictures = autoencoder_pictures(model, data.train, data.test, seed)
     num_levels, generator = model.config.num_levels, torch.Generator().manual_seed(seed)
     for groups in range(1, 1 + len(model.latent_sizes)):
         drawn = same_code_samples(model, data.test, NUM_DRAWN, groups, generator)
@@ -52,7 +55,7 @@ VLAE = Family(
     measure=measure,
     seconds_per_sample=vae.seconds_per_sample,
     baselines=image_codes,
-    verify=vae.verify,
+    verify=vae.verify_likelihood,
     draw=draw,
     columns=vae.columns,
     template=Path(__file__).with_name("vlae.md.jinja"),

@@ -107,6 +107,27 @@ class PointMass:
         return self.mean
 
 
+@dataclass
+class Values:
+    """Independent distributions over the levels of some values. Shape: `logits` [B, num_levels, ...]."""
+
+    logits: Tensor
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """A level for each value. int64 [B, ...]."""
+        return draw_levels(self.logits, generator)
+
+    @property
+    def mode(self) -> Tensor:
+        """The most probable level of each value. int64 [B, ...]."""
+        return self.logits.argmax(1)
+
+    @property
+    def mean(self) -> Tensor:
+        """The expected level of each value, a real number in [0, num_levels - 1]. [B, ...]."""
+        return expected_level(self.logits)
+
+
 class Pixels:
     """A distribution of images of integer levels, one image per example.
 
@@ -125,8 +146,8 @@ class Pixels:
         """Log probability of images of integer levels [B, C, H, W], in nats. [B]."""
         return self.log_probs(levels).flatten(1).sum(1)
 
-    def parts(self, levels: Tensor) -> Iterator[tuple[tuple, Tensor]]:
-        """Of each part of the images its place in [B, C, H, W] and the logits of its values, [B, num_levels, ...].
+    def parts(self, levels: Tensor) -> Iterator[tuple[tuple, "Values"]]:
+        """Of each part of the images its place in [B, C, H, W] and the distribution of its values.
 
         `levels` [B, C, H, W] is read, and holds the values of all parts before.
         """
@@ -136,16 +157,16 @@ class Pixels:
         """Levels drawn from the distribution. int64 [B, C, H, W]."""
         check_generator(generator)
         levels = self._blank(torch.int64)
-        for place, logits in self.parts(levels):
-            levels[place] = draw_levels(logits, generator)
+        for place, values in self.parts(levels):
+            levels[place] = values.sample(generator)
         return levels
 
     @property
     def mode(self) -> Tensor:
         """The most probable level of each value, given those before it. int64 [B, C, H, W]."""
         levels = self._blank(torch.int64)
-        for place, logits in self.parts(levels):
-            levels[place] = logits.argmax(1)
+        for place, values in self.parts(levels):
+            levels[place] = values.mode
         return levels
 
     @property
@@ -155,8 +176,8 @@ class Pixels:
         What comes before is taken at its own expectation.
         """
         levels = self._blank(torch.float32)
-        for place, logits in self.parts(levels):
-            levels[place] = expected_level(logits)
+        for place, values in self.parts(levels):
+            levels[place] = values.mean
         return levels
 
     def draw(self, output: str, generator: torch.Generator | None = None) -> Tensor:
@@ -205,9 +226,9 @@ class CategoricalPixels(Pixels):
         """Log probability of each value, in nats. Shape: [B, C, H, W] twice."""
         return -F.cross_entropy(self.logits, levels.long(), reduction="none")
 
-    def parts(self, levels: Tensor) -> Iterator[tuple[tuple, Tensor]]:
+    def parts(self, levels: Tensor) -> Iterator[tuple[tuple, Values]]:
         """All values at once, see [`Pixels`]."""
-        yield (), self.logits
+        yield (), Values(self.logits)
 
     def _blank(self, dtype: torch.dtype) -> Tensor:
         return torch.zeros_like(self.logits[:, 0], dtype=dtype)
@@ -247,6 +268,35 @@ def logistic_mixture_logits(parameters: Tensor, num_levels: int) -> Tensor:
     return logistic_mixture_log_probs(levels, parameters.unsqueeze(-3), num_levels)
 
 
+class LogisticMixtureValues(Values):
+    """Independent mixtures over the levels of some values. Their logits are found only when they are asked for.
+
+    Args:
+        parameters: as in `logistic_mixture_log_probs`. [B, ..., 3, K].
+        num_levels: how many levels there are.
+    """
+
+    def __init__(self, parameters: Tensor, num_levels: int):
+        self.parameters, self.num_levels = parameters, num_levels
+
+    @property
+    def logits(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Log probability of every level. [B, num_levels, ...]."""
+        # A few images at a time: all levels of all parts of a mixture fill the memory.
+        logits = [logistic_mixture_logits(images, self.num_levels) for images in self.parameters.split(8)]
+        return torch.cat(logits).movedim(-1, 1)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """A level for each value: that of a real number drawn from one part of the mixture. int64 [B, ...]."""
+        weights, means, log_scales = self.parameters.unbind(-2)
+        part = draw_levels(weights.movedim(-1, 1), generator).unsqueeze(-1)
+        device = means.device if generator is None else generator.device
+        share = torch.rand(part.shape, generator=generator, device=device, dtype=means.dtype).to(means.device)
+        scales = log_scales.gather(-1, part).clamp(*LOG_SCALE_RANGE).exp()
+        drawn = means.gather(-1, part) + scales * torch.logit(share)
+        return ((drawn.squeeze(-1) + 1) * ((self.num_levels - 1) / 2)).round().clamp(0, self.num_levels - 1).long()
+
+
 @dataclass
 class LogisticMixturePixels(Pixels):
     """Mixtures of logistic distributions over the levels of each pixel, the channels of a pixel one after the other.
@@ -275,13 +325,10 @@ class LogisticMixturePixels(Pixels):
         channels = [self._given(levels, channel) for channel in range(levels.shape[1])]
         return logistic_mixture_log_probs(levels, torch.stack(channels, 1), self.num_levels)
 
-    def parts(self, levels: Tensor) -> Iterator[tuple[tuple, Tensor]]:
-        """Of each channel in turn the place and the logits, see [`Pixels`]."""
+    def parts(self, levels: Tensor) -> Iterator[tuple[tuple, Values]]:
+        """Each channel in turn, see [`Pixels`]."""
         for channel in range(levels.shape[1]):
-            parameters = self._given(levels, channel)
-            # A few images at a time: all levels of all parts of a mixture fill the memory.
-            logits = [logistic_mixture_logits(images, self.num_levels) for images in parameters.split(8)]
-            yield (slice(None), channel), torch.cat(logits).movedim(-1, 1)
+            yield (slice(None), channel), LogisticMixtureValues(self._given(levels, channel), self.num_levels)
 
     def _given(self, levels: Tensor, channel: int) -> Tensor:
         """The mixture of each value of a channel given those before it. [B, H, W, 3, K]."""

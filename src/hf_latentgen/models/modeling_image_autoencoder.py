@@ -81,8 +81,17 @@ class ImageAutoencoderModel(LatentGenModel):
         return self.decode(self.posterior(pixel_values).mean).draw(output, generator)
 
     @torch.no_grad()
-    def interpolate(self, first: Tensor, second: Tensor, num_steps: int = 8, output: str = "mean") -> Tensor:
+    def interpolate(
+        self,
+        first: Tensor,
+        second: Tensor,
+        num_steps: int = 8,
+        output: str = "mean",
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Images on the straight line between the latent means of two batches. [B, num_steps, C, H, W] levels.
+
+        Output and generator as in `sample`.
 
         Raises:
             ValueError: the batches differ in shape, or `num_steps` is below 2.
@@ -93,7 +102,7 @@ class ImageAutoencoderModel(LatentGenModel):
         start, end = (self.posterior(images).mean for images in (first, second))
         weights = torch.linspace(0, 1, num_steps, device=start.device).view(1, -1, 1)
         path = torch.lerp(start.unsqueeze(1), end.unsqueeze(1), weights)
-        return self.decode(path.flatten(0, 1)).draw(output).unflatten(0, (-1, num_steps))
+        return self.decode(path.flatten(0, 1)).draw(output, generator).unflatten(0, (-1, num_steps))
 
     @torch.no_grad()
     def manifold(self, grid_size: int = 20) -> Tensor:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_vlae import VLAEConfig
-from .distributions import Pixels, check_generator, draw_levels, expected_level
+from .distributions import Pixels, Values, check_generator
 from .modeling_latentgen import check_completion
 from .modeling_vae import VAEModel
-from .pixel_decoders import NeighborhoodAttention, PixelDecoder, RasterAttention
+from .pixel_decoders import LinearPrediction, NeighborhoodAttention, PixelDecoder, RasterAttention
 
 # Images are drawn this many times to make the rows that are not given fit those that are.
 COMPLETION_STEPS = 8
@@ -44,6 +44,35 @@ class VLAEModel(VAEModel):
         super()._init_weights(module)
         if isinstance(module, NeighborhoodAttention | RasterAttention):
             init.zeros_(module.places)
+        elif isinstance(module, LinearPrediction):
+            init.zeros_(module.weight)
+            for place in module.nearest:
+                init.constant_(module.weight.diagonal()[place], 0.5)
+            # From a level or two of 256 to a quarter of the range.
+            init.copy_(module.log_scales, torch.linspace(-4.5, -1.5, module.num_parts))
+
+    def reconstruct(
+        self, pixel_values: Tensor, output: str = "sample", generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Images drawn from the latent means of images, as levels. [B, C, H, W]. Arguments as in `sample`.
+
+        The mean and the mode, each pixel's after the most probable ones before it, are no average and hide the code.
+        """
+        return super().reconstruct(pixel_values, output, generator)
+
+    def interpolate(
+        self,
+        first: Tensor,
+        second: Tensor,
+        num_steps: int = 8,
+        output: str = "sample",
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Images drawn on the straight line between the latent means of two batches. [B, num_steps, C, H, W] levels.
+
+        Arguments and errors as for other autoencoders.
+        """
+        return super().interpolate(first, second, num_steps, output, generator)
 
     @torch.no_grad()
     def complete_by_row(
@@ -107,13 +136,13 @@ class LocalPixels(Pixels):
         """Log probability of each value given those before it, in nats. Shape: [B, C, H, W] twice."""
         return self.model._pixels(self.model.pixel_decoder(levels, self.features)).log_probs(levels)
 
-    def parts(self, levels: Tensor, first_row: int = 0) -> Iterator[tuple[tuple, Tensor]]:
-        """Of each pixel from a row on, and of its channels in turn, the place and the logits, see [`Pixels`]."""
+    def parts(self, levels: Tensor, first_row: int = 0) -> Iterator[tuple[tuple, Values]]:
+        """Each pixel from a row on, and its channels in turn, see [`Pixels`]."""
         for row, column in product(range(first_row, self.shape[2]), range(self.shape[3])):
             here = (slice(row, row + 1), slice(column, column + 1))
             pixel = self.model._pixels(self.model.pixel_decoder.at(levels, self.features, row, column))
-            for place, logits in pixel.parts(levels[(slice(None), slice(None), *here)]):
-                yield (*place, *(slice(None),) * (2 - len(place)), *here), logits
+            for place, values in pixel.parts(levels[(slice(None), slice(None), *here)]):
+                yield (*place, *(slice(None),) * (2 - len(place)), *here), values
 
     @property
     def mean(self) -> Tensor:
@@ -130,13 +159,13 @@ class LocalPixels(Pixels):
         shown = levels.float() if output == "mean" else levels
         yield shown.clone()
         drawn = rows
-        for place, logits in self.parts(levels, rows):
+        for place, values in self.parts(levels, rows):
             if place[-2].start > drawn:
                 drawn = place[-2].start
                 yield shown.clone()
-            levels[place] = draw_levels(logits, generator) if output == "sample" else logits.argmax(1)
+            levels[place] = values.sample(generator) if output == "sample" else values.mode
             if output == "mean":
-                shown[place] = expected_level(logits)
+                shown[place] = values.mean
         if rows < levels.shape[2]:
             yield shown
 

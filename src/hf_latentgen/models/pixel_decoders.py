@@ -109,6 +109,40 @@ class RasterAttention(nn.Module):
         return states.flatten(2).unflatten(1, (self.heads, -1)).mT.contiguous()
 
 
+class LinearPrediction(nn.Module):
+    """A weighted sum of the values before each pixel, from which the parts of a mixture deviate.
+
+    It starts as the mean of the pixel above and the one to the left, and the parts of the mixture with different
+    widths: the neighbours of a pixel of a photo tell most of it, which a network needs long to find out.
+    """
+
+    def __init__(self, config: VLAEConfig):
+        super().__init__()
+        self.radius, self.num_parts = config.decoder_radius, config.num_mixtures
+        width = 2 * self.radius + 1
+        self.seen = [(self.radius - up) * width + self.radius + right for up, right in config.neighbors]
+        # Where the pixels above and to the left stand among those.
+        self.nearest = [config.neighbors.index(place) for place in ((1, 0), (0, -1))]
+        self.weight = nn.Parameter(torch.zeros(config.num_channels, config.num_channels, len(self.seen)))
+        self.log_scales = nn.Parameter(torch.zeros(self.num_parts))
+
+    def forward(self, outputs: Tensor, values: Tensor) -> Tensor:
+        """The outputs with their means and log scales shifted. [B, outputs_per_dim, C, H, W].
+
+        Shape: `outputs` [B, outputs_per_dim, C, H, W], `values` [B, C, H, W], from -1 to 1.
+        """
+        radius = self.radius
+        kernel = self.weight.new_zeros(*self.weight.shape[:2], (radius + 1) * (2 * radius + 1))
+        kernel[..., self.seen] = self.weight
+        padded = F.pad(values, (radius, radius, radius, 0))
+        # Autocast would round to fewer digits than a level has.
+        with torch.autocast(values.device.type, enabled=False):
+            predicted = F.conv2d(padded, kernel.unflatten(2, (radius + 1, -1))).unsqueeze(1)
+        weights, means, log_scales, *shares = outputs.split(self.num_parts, 1)
+        scales = self.log_scales[:, None, None, None]
+        return torch.cat([weights, means + predicted, log_scales + scales, *shares], 1)
+
+
 READERS = {"convolution": MaskedConvolution, "neighborhood": NeighborhoodAttention, "raster": RasterAttention}
 
 
@@ -148,6 +182,8 @@ class PixelDecoder(nn.Module):
         self.layers = nn.ModuleList(PixelLayer(config) for _ in range(config.decoder_layers if self.radius else 0))
         self.activation = ACT2FN[config.hidden_act]
         self.head = nn.Conv2d(channels, config.outputs_per_dim * config.num_channels, 1)
+        is_mixture = config.pixel_likelihood == "logistic_mixture"
+        self.prediction = LinearPrediction(config) if is_mixture and self.radius else None
 
     def forward(self, levels: Tensor, features: Tensor) -> Tensor:
         """The outputs of every pixel and channel. [B, outputs_per_dim, C, H, W].
@@ -155,12 +191,14 @@ class PixelDecoder(nn.Module):
         Shape: `levels` [B, C, H, W], `features` [B, decoder_channels, H, W].
         """
         hidden_states = features
+        # Scaled to [-1, 1], as the encoder reads them.
+        values = (levels * (2 / self.last_level) - 1).to(features.dtype)
         if self.radius:
-            # Scaled to [-1, 1], as the encoder reads them.
-            pixels = self.embed((levels * (2 / self.last_level) - 1).to(features.dtype))
+            pixels = self.embed(values)
             for layer in self.layers:
                 hidden_states = layer(hidden_states, features, pixels)
-        return self.head(self.activation(hidden_states)).unflatten(1, (-1, self.num_channels))
+        outputs = self.head(self.activation(hidden_states)).unflatten(1, (-1, self.num_channels))
+        return outputs if self.prediction is None else self.prediction(outputs, values)
 
     def at(self, levels: Tensor, features: Tensor, row: int, column: int) -> Tensor:
         """The outputs of one pixel. [B, outputs_per_dim, C, 1, 1]. Shapes as in `forward`.

@@ -66,7 +66,7 @@ class ImageGridCallback(TrainerCallback):
             if model.can_complete:
                 kind, answers = "completions", model.complete(images, images.shape[2] // 2, generator)
             else:
-                kind, answers = "reconstructions", model.reconstruct(images)
+                kind, answers = "reconstructions", model.reconstruct(images, generator=generator)
         model.train(training)
         num_levels = model.config.num_levels
         image_grid(samples, num_levels).save(folder / f"samples_epoch_{epoch:03d}.png")
