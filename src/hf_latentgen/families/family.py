@@ -118,6 +118,7 @@ class Family:
         load_data: the splits, from a checkpoint, the name of a data set, the split to score and a folder of local data.
         measure: the scores on all of the test split.
         seconds_per_sample: what one importance sample of every test image takes; None where there are no such samples.
+        seconds_of_pictures: what drawing the pictures takes; None where that is next to nothing.
         verify: the scores that can be computed again in a minute or so, named as those of `measure`.
         draw: the pictures of a row by name, but for the curve of its training.
         columns: cells of its table by the title of their column, but for those of every table.
@@ -149,6 +150,7 @@ class Family:
     model_keys: tuple[str, ...] | None = None
     dataset_keys: tuple[str, ...] = ("name", "streaming", "skip_broken", "allow_grey")
     seconds_per_sample: Callable[[Checkpoint, Data, Options], float] | None = None
+    seconds_of_pictures: Callable[[Checkpoint], float] | None = None
     baselines: Callable[[LatentTrainer], dict[str, float]] | None = None
     options: tuple[str, ...] = ()
     tolerances: Mapping[str, float] = field(default_factory=dict)

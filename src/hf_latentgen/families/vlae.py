@@ -1,5 +1,6 @@
 """Variational lossy autoencoders: the measurements and pictures of a VAE, and what the code and the pixels share."""
 
+import time
 from pathlib import Path
 
 import torch
@@ -8,12 +9,24 @@ from PIL import Image
 from hf_latentgen.evaluation.likelihood import shares_of_latents
 from hf_latentgen.evaluation.pictures import image_grid
 from hf_latentgen.evaluation.results import Results
-from hf_latentgen.evaluation.samples import COMPLETION_COLUMNS, autoencoder_pictures, completions, same_code_samples
+from hf_latentgen.evaluation.samples import (
+    COMPLETION_COLUMNS,
+    NUM_COMPLETED,
+    NUM_COMPLETIONS,
+    NUM_INTERPOLATIONS,
+    NUM_RECONSTRUCTIONS,
+    NUM_SAMPLES,
+    NUM_STEPS,
+    autoencoder_pictures,
+    completions,
+    same_code_samples,
+)
 from hf_latentgen.families import vae
 from hf_latentgen.families.family import Data, Family, Measured, Options
 from hf_latentgen.families.inputs import image_codes, image_data, image_parts
 from hf_latentgen.hub.loading import Checkpoint
 from hf_latentgen.models.hub import IMAGE_TASK
+from hf_latentgen.models.modeling_vlae import COMPLETION_STEPS
 from hf_latentgen.training.elbo import ELBOTrainer
 
 # Drawings of one code, beside the image.
@@ -28,6 +41,21 @@ def measure(checkpoint: Checkpoint, data: Data, options: Options) -> Measured:
     measured = vae.measure_likelihood(checkpoint, data, options)
     measured.diagnostics.update(shares_of_latents(checkpoint.model, data.test.levels, options.batch_size, options.seed))
     return measured
+
+
+def seconds_of_pictures(checkpoint: Checkpoint) -> float:
+    """Seconds that drawing the pictures takes, told by the last row of as many images as there are samples."""
+    model = checkpoint.model.eval()
+    size, turns = model.config.image_size, COMPLETION_STEPS + 1
+    images = model.blank(NUM_SAMPLES)
+    started = time.perf_counter()
+    # Each turn of a completion draws the row anew.
+    model.complete(images, size - 1)
+    seconds_a_row = (time.perf_counter() - started) / turns
+    # Samples are drawn twice: to be measured, and to be shown.
+    drawn = 2 * NUM_SAMPLES + NUM_RECONSTRUCTIONS + NUM_INTERPOLATIONS * NUM_STEPS
+    drawn += NUM_COMPLETED * NUM_DRAWN * len(model.latent_sizes) + NUM_COMPLETED * NUM_COMPLETIONS * turns // 2
+    return seconds_a_row * size * drawn / NUM_SAMPLES
 
 
 def draw(checkpoint: Checkpoint, data: Data, results: Results, seed: int) -> dict[str, Image.Image]:
@@ -54,6 +82,7 @@ VLAE = Family(
     load_data=image_data,
     measure=measure,
     seconds_per_sample=vae.seconds_per_sample,
+    seconds_of_pictures=seconds_of_pictures,
     baselines=image_codes,
     verify=vae.verify_likelihood,
     draw=draw,

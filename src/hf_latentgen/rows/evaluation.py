@@ -84,11 +84,12 @@ def evaluate(
     *_, test = data
     if family.seconds_per_sample and (say or options.budget is not None):
         seconds = family.seconds_per_sample(checkpoint, data, options)
+        pictures = family.seconds_of_pictures(checkpoint) if family.seconds_of_pictures else 0.0
         if options.budget is not None:
-            options = replace(options, num_importance_samples=affordable_samples(seconds, options.budget))
+            options = replace(options, num_importance_samples=affordable_samples(seconds, options.budget - pictures))
             command += f" --num-importance-samples {options.num_importance_samples}"
         if say:
-            say(cost_in_words(seconds, options.num_importance_samples))
+            say(cost_in_words(seconds, pictures, options.num_importance_samples))
     measured = family.measure(checkpoint, data, options)
     model = checkpoint.model.config.described()
     denoiser = checkpoint.denoiser
@@ -151,10 +152,13 @@ def draw_history(results: Results, family: Family) -> dict[str, Image.Image]:
     return {"history": score_history(results, *family.history)} if results.history else {}
 
 
-def cost_in_words(seconds: float, num_samples: int | None) -> str:
-    """What an evaluation is going to take, from the seconds of one importance sample of every image."""
+def cost_in_words(seconds: float, pictures: float, num_samples: int | None) -> str:
+    """What an evaluation is going to take, from seconds of one importance sample of every image and of the pictures."""
     most, count = MOST_SAMPLES, MOST_SAMPLES if num_samples is None else num_samples
-    takes = f"K = {count} importance samples an image: about {duration((count + OTHER_PASSES) * seconds)}"
+    total = (count + OTHER_PASSES) * seconds + pictures
+    takes = f"K = {count} importance samples an image: about {duration(total)}"
+    if pictures >= 1:
+        takes += f", {duration(pictures)} of it for the pictures"
     return takes if count >= most else f"{takes}; K = {most} would take {duration(most * seconds)}"
 
 

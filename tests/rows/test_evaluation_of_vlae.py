@@ -1,0 +1,73 @@
+"""Variational lossy autoencoders on a few real digits, from a checkpoint to its results and pictures."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hf_latentgen import VLAEConfig, VLAEModel, load, load_images
+from hf_latentgen.families import inputs
+from hf_latentgen.families.family import Options
+from hf_latentgen.families.vlae import VLAE
+from hf_latentgen.rows.cards import card_text
+from hf_latentgen.rows.evaluation import evaluate, write_evaluation
+from rows_common import save_checkpoint, write_run
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A new model of two groups of latents, as a training leaves it."""
+    torch.manual_seed(0)
+    config = VLAEConfig(
+        image_size=8,
+        num_levels=16,
+        latent_dim=3,
+        hidden_channels=(6, 8),
+        ladder_channels=(1,),
+        decoder_channels=8,
+        decoder_layers=1,
+        decoder_radius=1,
+    )
+    folder = save_checkpoint(VLAEModel(config), tmp_path / "vlae_small")
+    write_run(folder, history=[{"epoch": 1.0, "eval_bits_per_dim": 3.0}])
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch):
+    def load_few(name, split, **where):
+        return load_images(name, split, **where).select(range(80))
+
+    monkeypatch.setattr(inputs, "load_images", load_few)
+
+
+def test_code_and_pixels_are_measured_and_drawn(checkpoint, tmp_path):
+    loaded, said = load(checkpoint), []
+    evaluation = evaluate(loaded, options=Options(num_importance_samples=2), say=said.append)
+    results = evaluation.results
+    assert results.metrics["bits_per_dim"] == pytest.approx(results.metrics["negative_elbo_nats"] / (64 * math.log(2)))
+    assert results.metrics["rate_nats"] == pytest.approx(
+        sum(results.diagnostics[f"rate_of_group_{group}_nats"] for group in (1, 2)), rel=1e-5
+    )
+    # Pixels that are drawn one after the other have no mean.
+    assert "reconstruction_mse" not in results.metrics
+    assert not {"samples_mean", "samples_mode"} & set(evaluation.pictures)
+    shown = {"samples", "reconstructions", "interpolations", "completions", "same_code", "same_code_groups_1"}
+    assert shown <= set(evaluation.pictures)
+    assert said[0].startswith("K = 2 importance samples an image: about ")
+    folder = write_evaluation(evaluation, checkpoint, tmp_path / "row")
+    assert "Images are drawn." in card_text(folder, "org/name")
+    assert set(VLAE.verify(loaded, VLAE.load_data(loaded, "digits", "test", None), Options())) <= set(results.metrics)
+
+
+def test_pictures_count_in_a_budget_of_time(checkpoint, monkeypatch):
+    loaded = load(checkpoint)
+    assert 0 < VLAE.seconds_of_pictures(loaded) < 60
+    monkeypatch.setattr("hf_latentgen.families.vae.sample_seconds", lambda *_: 1.0)
+    said = []
+    for pictures in (0.0, 40.0):
+        family = replace(VLAE, seconds_of_pictures=lambda _, seconds=pictures: seconds)
+        evaluate(loaded, options=Options(budget=60.0), say=said.append, families=(family,))
+    assert said[0] == "K = 50 importance samples an image: about 56 s; K = 500 would take 8 min 20 s"
+    assert said[1].startswith("K = 10 importance samples an image: about 56 s, 40 s of it for the pictures;")
