@@ -16,7 +16,7 @@ from diffusers.training_utils import EMAModel
 from huggingface_hub import CommitInfo
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from transformers import EvalPrediction, PreTrainedModel, ProgressCallback, Trainer
+from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import nested_concat, nested_numpify
 from transformers.trainer_utils import BestRun, EvalLoopOutput, HubStrategy, has_length
@@ -24,6 +24,7 @@ from transformers.utils import logging
 
 from hf_latentgen.data import collate_levels
 from hf_latentgen.hub.files import model_files
+from hf_latentgen.hub.loading import without_bars
 from hf_latentgen.hub.pipelines import LatentGenPipeline
 from hf_latentgen.hub.publishing import Upload, full_repo_id, publish
 from hf_latentgen.hub.training_card import training_card
@@ -31,7 +32,7 @@ from hf_latentgen.models.configuration_latentgen import check_processor
 from hf_latentgen.models.hub import checked_client, open_repo
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.training.arguments import LatentTrainingArguments
-from hf_latentgen.training.callbacks import ImageGridCallback, ScoreProgressCallback, TrainerEvents, without_bars
+from hf_latentgen.training.callbacks import ImageGridCallback, ScoreProgressCallback, TrainerEvents
 from hf_latentgen.training.resume import (
     TRAINING_WEIGHTS,
     check_checkpoint_files,
@@ -121,8 +122,8 @@ class LatentTrainer(Trainer):
         self._elapsed_before = 0.0
         self._started = time.monotonic()
         self.add_callback(TrainerEvents(self))
-        # In a notebook there is another one, with a table.
-        if self.pop_callback(ProgressCallback) is not None:
+        # In a notebook there is another one, with a table; a printer would print dictionaries.
+        if self.pop_callback(PrinterCallback if args.disable_tqdm else ProgressCallback) is not None:
             self.add_callback(ScoreProgressCallback(self.score))
         if args.sample_epochs:
             self._draw_pictures(args.sample_epochs)
