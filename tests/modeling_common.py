@@ -72,8 +72,9 @@ def assert_compiles(model: PreTrainedModel, inputs: dict[str, Tensor], backend: 
 class CommonModelTests:
     """A subclass sets `model_class`, overrides the fixture `config`, tiny, and `make_inputs`.
 
-    Compilers take seconds for a configuration: that named by `compiled` stands for those in `others`, which are slow.
-    Where `compiles_soon` is False it is slow as well. It also stands for them in what loading refuses.
+    Compilers take seconds for a configuration: that named by `compiled` stands for those in `others`, which are slow,
+    and those for what other code there is. Where `compiles_soon` is False it is slow as well. It also stands for all in
+    what loading refuses.
 
     Its forward must be deterministic in `eval()`, return per-example tensors whose first axis is the batch, and a
     scalar `loss` that is a mean over the batch.

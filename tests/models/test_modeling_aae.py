@@ -61,7 +61,7 @@ def gradients_of(model, loss):
 
 class TestCommonBehaviours(CommonModelTests):
     model_class = AAEModel
-    compiled, others = "resnet-categorical-gaussian", ("course", "mlp-flower")
+    compiled, others = "resnet-categorical-gaussian", ("mlp-flower",)
 
     @pytest.fixture(params=VARIANTS)
     def config(self, request):
