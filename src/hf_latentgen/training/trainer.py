@@ -26,10 +26,10 @@ from hf_latentgen.data import collate_levels
 from hf_latentgen.hub.files import model_files
 from hf_latentgen.hub.loading import without_bars
 from hf_latentgen.hub.pipelines import LatentGenPipeline
-from hf_latentgen.hub.publishing import Upload, full_repo_id, publish
+from hf_latentgen.hub.publishing import full_repo_id
 from hf_latentgen.hub.training_card import training_card
 from hf_latentgen.models.configuration_latentgen import check_processor
-from hf_latentgen.models.hub import checked_client, open_repo
+from hf_latentgen.models.hub import checked_client, commit_files, open_repo
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.training.arguments import LatentTrainingArguments
 from hf_latentgen.training.callbacks import ImageGridCallback, ScoreProgressCallback, TrainerEvents
@@ -415,8 +415,8 @@ class LatentTrainer(Trainer):
         contents["README.md"] = card.encode()
         contents |= {f"images/{path.name}": path for path in sorted((output_dir / "samples").glob("*.png"))}
         private = args.hub_private_repo if private is None else private
-        upload = Upload(repo_id, contents, left_out=[])
-        return publish(upload, private, revision or args.hub_revision, token=token, message=message)
+        place = {"private": private, "revision": revision or args.hub_revision, "token": token}
+        return commit_files(repo_id, contents, message, **place)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         checkpoint = Path(resume_from_checkpoint)
