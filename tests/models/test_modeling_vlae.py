@@ -206,7 +206,7 @@ def test_a_mixture_starts_at_the_mean_of_the_pixels_above_and_to_the_left(channe
     model = VLAEModel(VLAEConfig(**(TINY | fields | {"pixel_decoder": pixel_decoder}))).eval()
     levels = random_levels(model.config, 2)
     values = levels * (2 / 255) - 1
-    outputs = torch.zeros(2, model.config.outputs_per_dim, channels, 7, 7)
+    outputs = torch.zeros(2, model.config.outputs_per_dim, *levels.shape[1:])
     means = model.pixel_decoder.prediction(outputs, values)[:, 5:10]
     expected = (values[:, :, :-1, 1:] + values[:, :, 1:, :-1]) / 2
     torch.testing.assert_close(means[:, :, :, 1:, 1:], expected.unsqueeze(1).expand(-1, 5, -1, -1, -1))
