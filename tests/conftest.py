@@ -14,20 +14,15 @@ import random
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 # Failures in the shared test bodies show their values.
 pytest.register_assert_rewrite("cards_common", "data_common", "modeling_common", "rows_common", "training_common")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# A data loader that is collected as garbage waits that many seconds for its workers, five otherwise.
-torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.1
-
-# Two workers of pytest-xdist with a thread pool each would fight for two cores.
-torch.set_num_threads(1)
+# What is imported and collected stays: looking for garbage in it takes a second. `pytest_collection_finish` ends this.
+gc.disable()
 
 
 def pytest_collection_modifyitems(items):
@@ -38,6 +33,22 @@ def pytest_collection_modifyitems(items):
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     sizes = Counter(item.path for item in items)
     items.sort(key=lambda item: (item.path not in slow, sizes[item.path], item.path))
+
+
+def pytest_collection_finish(session):
+    gc.enable()
+
+
+# The process that hands the tests to workers needs neither NumPy nor torch, and begins so much sooner.
+@pytest.fixture(scope="session", autouse=True)
+def torch_settings():
+    """Torch as all tests need it."""
+    import torch
+
+    # A data loader that is collected as garbage waits that many seconds for its workers, five otherwise.
+    torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.1
+    # Two workers of pytest-xdist with a thread pool each would fight for two cores.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,6 +65,9 @@ def small_heap():
 @pytest.fixture(autouse=True)
 def seed():
     """The seed that Python, NumPy and torch are set to before each test."""
+    import numpy as np
+    import torch
+
     value = 42
     random.seed(value)
     np.random.seed(value)  # noqa: NPY002 - libraries under test still read the global generator.
@@ -64,6 +78,8 @@ def seed():
 @pytest.fixture
 def generator(seed):
     """A torch generator of the test's own."""
+    import torch
+
     return torch.Generator().manual_seed(seed)
 
 

@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from hf_latentgen import LevelsImageProcessor, VAEConfig, VAEModel
+from hf_latentgen import LevelsImageProcessor, VAEConfig, VAEModel, load_images
 
 TINY_VAE = {"architecture": "mlp", "image_size": 8, "latent_dim": 2, "hidden_channels": [16]}
 
@@ -42,6 +42,11 @@ def save_vae(folder, **fields):
     """The folder of a new VAE."""
     torch.manual_seed(0)
     return save_checkpoint(VAEModel(VAEConfig(**(TINY_VAE | fields))), folder)
+
+
+def load_few(name, split, **where):
+    """The first images of a split, for what does not depend on their number."""
+    return load_images(name, split, **where).select(range(50))
 
 
 def names(folder):

@@ -35,6 +35,12 @@ KEY_NUMBERS = {
         (r"the score function needs ([\d,]+) draws", 10, 1e7),
     ],
 }
+# Parts of a loss that the table of a training has as columns.
+COLUMNS = {
+    "aae": ("Reconstruction Loss", "Discriminator Accuracy"),
+    "local_attention": ("Bits Per Dim",),
+    "vae": ("Distortion", "Rate", "Bits Per Dim"),
+}
 
 
 def printed(notebook: nbformat.NotebookNode, stream: str = "stdout") -> str:
@@ -49,12 +55,18 @@ def check_numbers(name: str, text: str) -> None:
         assert low <= float(found[1].replace(",", "")) <= high, found[0]
 
 
+def check_table(name: str, notebook: nbformat.NotebookNode) -> None:
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    (table,) = [text for output in outputs if (text := output.get("data", {}).get("text/html"))]
+    assert [column for column in COLUMNS[name] if f"<th>{column}</th>" not in table] == []
+
+
 def count_pictures(notebook: nbformat.NotebookNode) -> int:
     return sum("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
 
 
 def test_each_notebook_has_key_numbers():
-    assert sorted(KEY_NUMBERS) == NAMES
+    assert sorted(KEY_NUMBERS) == sorted(COLUMNS) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -70,6 +82,7 @@ def test_committed_outputs_are_those_of_one_run_and_small(name):
     assert count_pictures(notebook) >= 5
     assert printed(notebook, "stderr") == ""
     check_numbers(name, printed(notebook))
+    check_table(name, notebook)
 
 
 @pytest.mark.slow
@@ -90,5 +103,6 @@ def test_notebook_runs(name, tmp_path):
         env=environment
     )
     check_numbers(name, printed(notebook))
+    check_table(name, notebook)
     assert count_pictures(notebook) == pictures
     assert printed(notebook, "stderr") == ""

@@ -7,8 +7,9 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
+from hf_latentgen.families import inputs
 from hf_latentgen_cli import app
-from rows_common import save_vae, write_run
+from rows_common import load_few, save_vae, write_run
 
 RECIPE = """
 dataset: {name: digits}
@@ -64,6 +65,11 @@ def vae(tmp_path_factory):
     folder = save_vae(tmp_path_factory.mktemp("runs") / "vae_small")
     write_run(folder)
     return folder
+
+
+@pytest.fixture
+def few_images(monkeypatch):
+    monkeypatch.setattr(inputs, "load_images", load_few)
 
 
 @pytest.fixture

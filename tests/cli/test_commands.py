@@ -165,7 +165,7 @@ def test_a_run_is_evaluated_into_its_own_folder(command, checkpoint):
     assert (checkpoint / "images" / "samples.png").is_file()
 
 
-def test_an_evaluation_stays_within_a_budget(command, refused, checkpoint):
+def test_an_evaluation_stays_within_a_budget(command, refused, checkpoint, few_images):
     text = command("evaluate runs/vae_small --budget 0s")
     assert text.startswith("K = 0 importance samples an image: about ")
     assert "; K = 500 would take " in text
@@ -175,7 +175,7 @@ def test_an_evaluation_stays_within_a_budget(command, refused, checkpoint):
     assert "budget must be a number with s, m or h, such as 10m, got '10'" in refused("evaluate vae_digits --budget 10")
 
 
-def test_a_checkpoint_without_a_record_is_scored_and_left_alone(command, refused, checkpoint):
+def test_a_checkpoint_without_a_record_is_scored_and_left_alone(command, refused, checkpoint, few_images):
     (checkpoint / "run.json").unlink()
     before = names(checkpoint)
     assert "dataset must be named" in refused("evaluate runs/vae_small")
@@ -196,7 +196,7 @@ def published(checkpoint, here):
     return row / "results.json"
 
 
-def test_a_published_row_is_written_only_when_asked_for(command, refused, checkpoint, published):
+def test_a_published_row_is_written_only_when_asked_for(command, refused, checkpoint, published, few_images):
     write_run(checkpoint, overrides=["model.latent_dim=2"])
     command("evaluate runs/vae_small --num-importance-samples 1")
     assert "overrides ['model.latent_dim=2']" in refused("evaluate runs/vae_small --row")
@@ -208,7 +208,7 @@ def test_a_published_row_is_written_only_when_asked_for(command, refused, checkp
     assert Results.read(published.parent).row == "vae_small"
 
 
-def test_scoring_a_published_row_leaves_it_alone(command, checkpoint, here):
+def test_scoring_a_published_row_leaves_it_alone(command, checkpoint, here, few_images):
     command("evaluate runs/vae_small --num-importance-samples 1 --row")
     row = here / "model_cards" / "vae_small"
     before = {path: path.stat().st_mtime_ns for path in row.rglob("*")}
@@ -242,7 +242,7 @@ def test_a_shipped_row_is_scored_from_its_name(command, repository, here):
         ("--data nowhere", "name_or_path must be digits"),
     ],
 )
-def test_mistakes_in_an_evaluation_end_with_one_line(refused, checkpoint, here, words, complaint):
+def test_mistakes_in_an_evaluation_end_with_one_line(refused, checkpoint, here, words, complaint, few_images):
     before = names(here)
     assert complaint in refused(f"evaluate runs/vae_small {words}")
     assert names(here) == before
@@ -267,7 +267,7 @@ def test_options_of_no_use_and_unknown_rows_are_refused_at_once(refused, words, 
     assert complaint in refused(words)
 
 
-def test_a_run_keeps_the_results_of_its_own_test_split(command, checkpoint):
+def test_a_run_keeps_the_results_of_its_own_test_split(command, checkpoint, few_images):
     command("evaluate runs/vae_small --num-importance-samples 1")
     for words in ("--split validation", "--data digits"):
         assert "nothing was written" in command(f"evaluate runs/vae_small --num-importance-samples 1 {words}")
@@ -364,7 +364,7 @@ def test_rows_without_weights_are_not_verified(command, repository, here):
     assert second.startswith("local_digits: verified")
 
 
-def test_publishing_is_rehearsed_without_network(command, refused, checkpoint):
+def test_publishing_is_rehearsed_without_network(command, refused, checkpoint, few_images):
     command("evaluate runs/vae_small --num-importance-samples 1")
     assert "license must be chosen for runs/vae_small" in refused(
         "publish runs/vae_small --repo-id someone/vae --dry-run"

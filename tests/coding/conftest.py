@@ -59,7 +59,7 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(ByteCodec, "group", 3)
 
 
-def image_case(kind: str, number: int = 40) -> Case:
+def image_case(kind: str, number: int = 26) -> Case:
     """A case of its own for each test, which may change the model. The images are drawn once."""
     return copy.deepcopy(_drawn(kind, number))
 
@@ -105,7 +105,7 @@ def grey_file(small_chunks) -> bytes:
 def text():
     torch.manual_seed(0)
     model = LocalTransformerForCausalLM(LocalTransformerConfig(**TINY, window=32)).eval()
-    return Case(model, ByteTokenizer(), bytes(range(256)) + b"to be or not to be, " * 50)
+    return Case(model, ByteTokenizer(), bytes(range(256)) + b"to be or not to be, " * 38)
 
 
 @pytest.fixture

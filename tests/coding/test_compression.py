@@ -144,7 +144,7 @@ def test_what_the_model_does_not_know_is_refused(grey):
     refused(lambda: compress(model, processor, data.repeat(1, 3, 1, 1)), "pixel_values", "[B, 1, 5, 5]", "3, 5, 5]")
     refused(lambda: compress(model, processor, data + 1), "0 ... 2", "to 3")
     refused(lambda: compress(model, processor, data.float()), "float32")
-    refused(lambda: compress(model, processor, data, names=["a"]), "names", "40", "got 1")
+    refused(lambda: compress(model, processor, data, names=["a"]), "names", "26", "got 1")
     refused(lambda: compress(model, processor, data, adapt=True), "adapt")
     pictures = processor.post_process_images(data)
     for changed, words in (
@@ -224,7 +224,7 @@ def test_other_arithmetic_is_found_out(grey, grey_file, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["grey", "vae", "text"])
 def test_a_damaged_chunk_costs_no_other(kind, make_images, text):
-    case = text if kind == "text" else make_images(kind, 60)
+    case = text if kind == "text" else make_images(kind, 50)
     compressed = bytearray(compress(case.model, case.processor, case.data))
     info = read_info(bytes(compressed))
     compressed[info.start + int(info.entries["length"][0]) + 3] ^= 16
@@ -244,7 +244,7 @@ def test_a_damaged_chunk_costs_no_other(kind, make_images, text):
 def test_a_damaged_chunk_costs_all_that_learned_from_it(text):
     compressed = bytearray(compress(text.model, text.processor, text.data, adapt=True))
     info = read_info(bytes(compressed))
-    assert len(info.entries) == 5
+    assert len(info.entries) == 4
     compressed[info.start] ^= 1
     chunks = list(decompress_from(bytes(compressed), text.model, text.processor))
     assert "is damaged" in str(chunks[0].error)
@@ -287,15 +287,17 @@ def test_the_header_is_all_that_a_reader_must_share(grey):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_another_process_with_other_threads_decodes_the_same(make_images, tmp_path):
+def test_another_process_with_other_threads_decodes_the_same(make_images, tmp_path, monkeypatch):
+    # Its chunks are those of everybody.
+    monkeypatch.undo()
+    assert torch.get_num_threads() == 1
     for kind in ("grey", "ladder"):
         case = make_images(kind)
         case.model.save_pretrained(tmp_path / kind)
         case.processor.save_pretrained(tmp_path / kind)
         np.save(tmp_path / kind / "levels.npy", case.data.numpy())
-    for threads, action in ((1, "compress"), (2, "decompress")):
-        command = [sys.executable, "-c", PROCESS, str(tmp_path), str(threads), action]
-        subprocess.run(command, check=True, timeout=140)
+        compress_to(tmp_path / kind / "file", case.model, case.processor, case.data)
+    subprocess.run([sys.executable, "-c", PROCESS, str(tmp_path)], check=True, timeout=280)
 
 
 PROCESS = """
@@ -307,18 +309,14 @@ import torch
 from transformers import AutoImageProcessor, AutoModel
 
 import hf_latentgen
-from hf_latentgen.coding import compress_to, decompress
+from hf_latentgen.coding import decompress
 
-root, threads, action = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-torch.set_num_threads(threads)
+torch.set_num_threads(2)
 for kind in ("grey", "ladder"):
-    folder = root / kind
+    folder = Path(sys.argv[1], kind)
     model, processor = AutoModel.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
-    levels = torch.from_numpy(np.load(folder / "levels.npy"))
-    if action == "compress":
-        compress_to(folder / "file", model, processor, levels)
-    else:
-        with open(folder / "file", "rb") as file:
-            assert torch.equal(decompress(model, processor, file), levels)
-assert torch.get_num_threads() == threads
+    with open(folder / "file", "rb") as file:
+        levels = decompress(model, processor, file)
+    assert torch.equal(levels, torch.from_numpy(np.load(folder / "levels.npy")))
+assert torch.get_num_threads() == 2
 """

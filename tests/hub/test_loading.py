@@ -214,6 +214,13 @@ def test_a_pipeline_is_loaded_in_eval_mode_and_in_the_type_that_is_asked_for(tmp
     assert {found.model.dtype, found.denoiser.dtype} == {torch.float64}
 
 
+def test_loading_shows_no_bars(tmp_path, capfd):
+    make_pipe("prior").save_pretrained(tmp_path)
+    capfd.readouterr()
+    load(tmp_path)
+    assert "".join(capfd.readouterr()) == ""
+
+
 def test_a_model_in_a_subfolder_and_a_new_one(tmp_path):
     pipe = make_pipe("prior")
     pipe.save_pretrained(tmp_path)

@@ -61,7 +61,7 @@ def gradients_of(model, loss):
 
 class TestCommonBehaviours(CommonModelTests):
     model_class = AAEModel
-    compiled, others = "resnet-categorical-gaussian", ("course", "mlp-flower")
+    compiled, others = "resnet-categorical-gaussian", ("mlp-flower",)
 
     @pytest.fixture(params=VARIANTS)
     def config(self, request):
@@ -73,19 +73,9 @@ class TestCommonBehaviours(CommonModelTests):
         labels = torch.tensor([2, 0, -100, 3, 1])[:batch_size]
         return inputs | {"labels": labels} if config.labelled_prior else inputs
 
-    def test_two_examples_can_be_learned(self, config):
+    def learned(self, output):
         # The losses of two players pull against each other: only the reconstruction has to fall.
-        model = self.model_class(config).train()
-        inputs = self.make_inputs(config, batch_size=2)
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-        losses = []
-        for _ in range(80):
-            optimizer.zero_grad()
-            output = model(**inputs)
-            output.loss.backward()
-            optimizer.step()
-            losses.append(output.reconstruction_loss.mean().item())
-        assert min(losses[-10:]) < 0.5 * losses[0]
+        return output.reconstruction_loss.detach().mean()
 
 
 def test_course_network_has_the_parameters_of_the_course():

@@ -56,7 +56,8 @@ class TestCommonBehaviours(CommonModelTests):
     model_class = AAEForImageClassification
     auto_class = AutoModelForImageClassification
     # The richest one: clusters, batch norm and two views.
-    compiled, others = "course-two-views", tuple(name for name in VARIANTS if name != "course-two-views")
+    # The networks of the course are compiled with two views.
+    compiled, others = "course-two-views", tuple(name for name in VARIANTS if not name.startswith("course"))
 
     @pytest.fixture(params=VARIANTS)
     def config(self, request):
@@ -69,21 +70,10 @@ class TestCommonBehaviours(CommonModelTests):
     def forward(self, model, inputs):
         return model(**inputs, return_loss=True)
 
-    def test_two_examples_can_be_learned(self, config):
+    def learned(self, output):
         # The losses of two players pull against each other: only reconstruction and classification have to fall.
-        model = self.model_class(config).train()
-        inputs = self.make_inputs(config, batch_size=2)
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-        losses = []
-        for _ in range(80):
-            optimizer.zero_grad()
-            output = model(**inputs)
-            output.loss.backward()
-            optimizer.step()
-            supervised = 0 if output.supervised_loss is None else output.supervised_loss.mean().item()
-            losses.append((output.reconstruction_loss.mean().item(), supervised))
-        for first, *_, last in zip(*losses, strict=True):
-            assert first == last == 0 or last < 0.5 * first
+        losses = (output.reconstruction_loss, output.supervised_loss)
+        return torch.stack([loss.detach().mean() for loss in losses if loss is not None])
 
 
 @torch.no_grad()
@@ -284,18 +274,15 @@ KINDS = {
     "classifier": (AAEForImageClassification, {}),
     "clusters": (AAEForImageClassification, {"num_clusters": 3, "cluster_labels": (1, 0, 1), "class_batch_norm": True}),
 }
-OPTIONS = [
-    options
-    for options in itertools.product(
-        KINDS,
-        ARCHITECTURES,
-        ("gaussian", "flower", "swiss_roll"),
-        ("deterministic", "gaussian"),
-        ("mse", "categorical"),
-    )
-    # The labelled prior needs a prior of several parts.
-    if options[0] != "labelled" or options[2] != "gaussian"
-]
+# What the code is driven to, what the encoder gives, and what the decoder is scored by.
+PRIORS, POSTERIORS, RECONSTRUCTIONS = (
+    ("gaussian", "flower", "swiss_roll"),
+    ("deterministic", "gaussian"),
+    ("mse", "categorical"),
+)
+ALL_OPTIONS = list(itertools.product(PRIORS, POSTERIORS, RECONSTRUCTIONS))
+# Each of them once, for the networks of convolutions: these know nothing of the other options.
+EACH_OPTION = list(zip(PRIORS, itertools.cycle(POSTERIORS), itertools.cycle(RECONSTRUCTIONS), strict=False))
 
 
 @torch.no_grad()
@@ -303,9 +290,10 @@ OPTIONS = [
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_combination_of_options_is_saved_and_loaded(kind, architecture, levels, tmp_path):
     model_class, fields = KINDS[kind]
-    for _, _, prior, posterior, reconstruction in (
-        options for options in OPTIONS if options[:2] == (kind, architecture)
-    ):
+    for prior, posterior, reconstruction in ALL_OPTIONS if architecture == "mlp" else EACH_OPTION:
+        if kind == "labelled" and prior == "gaussian":
+            # The labelled prior needs a prior of several parts.
+            continue
         options = {"prior": prior, "posterior": posterior, "reconstruction": reconstruction, **fields}
         options |= {"latent_dim": 2}
         model = model_class(AAEConfig(**(TINY | ARCHITECTURES[architecture] | options))).eval()

@@ -10,7 +10,7 @@ from hf_latentgen import VAEConfig, VAEModel, VLAEConfig, VLAEModel
 from modeling_common import CommonModelTests, perturb
 
 TINY = {
-    "image_size": 7,
+    "image_size": 5,
     "num_levels": 4,
     "latent_dim": 3,
     "hidden_channels": (6, 8),
@@ -73,7 +73,7 @@ def test_drawing_pixel_by_pixel_asks_for_the_probabilities_that_are_scored(model
 @pytest.mark.parametrize("kind", ["convolution", "neighborhood"])
 @pytest.mark.parametrize("radius", [1, 2, 3])
 def test_a_pixel_sees_those_before_it_within_the_radius_and_no_other(kind, radius):
-    model = make(kind, decoder_radius=radius)
+    model = make(kind, decoder_radius=radius, image_size=7)
     levels = random_levels(model.config, 1)
     pixels = model.decode(torch.randn(1, model.num_latents))
     before = pixels.log_probs(levels)
@@ -90,7 +90,7 @@ def test_a_pixel_sees_those_before_it_within_the_radius_and_no_other(kind, radiu
 
 @torch.no_grad()
 def test_a_raster_window_holds_the_rows_of_the_radius():
-    model = make("raster", decoder_radius=1)
+    model = make("raster", decoder_radius=1, image_size=7)
     levels = random_levels(model.config, 1)
     pixels = model.decode(torch.randn(1, model.num_latents))
     before = pixels.log_probs(levels).flatten()
@@ -155,16 +155,15 @@ def test_importance_weights_reach_the_evidence_of_a_small_model():
 @torch.no_grad()
 def test_rows_that_are_given_stay_and_the_others_are_drawn(model):
     levels = random_levels(model.config, 2)
-    steps = list(model.complete_by_row(levels, 4, seeded()))
-    assert len(steps) == 1 + 3
-    assert all(torch.equal(step[:, :, :4], levels[:, :, :4]) for step in steps)
-    assert torch.equal(steps[-1], model.complete(levels, 4, seeded()))
-    assert not torch.equal(steps[-1], model.complete(levels, 4, seeded(1)))
+    steps = list(model.complete_by_row(levels, 3, seeded()))
+    assert len(steps) == 1 + 2
+    assert all(torch.equal(step[:, :, :3], levels[:, :, :3]) for step in steps)
+    assert not torch.equal(steps[-1], model.complete(levels, 3, seeded(1)))
     # Nothing is read below the given rows.
     hidden = levels.clone()
-    hidden[:, :, 4:] = 0
-    assert torch.equal(model.complete(hidden, 4, seeded()), steps[-1])
-    assert torch.equal(model.complete(levels, 7, seeded()), levels)
+    hidden[:, :, 3:] = 0
+    assert torch.equal(model.complete(hidden, 3, seeded()), steps[-1])
+    assert torch.equal(model.complete(levels, 5, seeded()), levels)
 
 
 @torch.no_grad()
@@ -207,7 +206,7 @@ def test_a_mixture_starts_at_the_mean_of_the_pixels_above_and_to_the_left(channe
     model = VLAEModel(VLAEConfig(**(TINY | fields | {"pixel_decoder": pixel_decoder}))).eval()
     levels = random_levels(model.config, 2)
     values = levels * (2 / 255) - 1
-    outputs = torch.zeros(2, model.config.outputs_per_dim, channels, 7, 7)
+    outputs = torch.zeros(2, model.config.outputs_per_dim, *levels.shape[1:])
     means = model.pixel_decoder.prediction(outputs, values)[:, 5:10]
     expected = (values[:, :, :-1, 1:] + values[:, :, 1:, :-1]) / 2
     torch.testing.assert_close(means[:, :, :, 1:, 1:], expected.unsqueeze(1).expand(-1, 5, -1, -1, -1))

@@ -26,7 +26,7 @@ from hf_latentgen.rows import evaluation as rows_evaluation
 from hf_latentgen.rows.cards import card_text
 from hf_latentgen.rows.evaluation import check_row, evaluate, redraw, write_evaluation
 from hf_latentgen.rows.recipes import evaluations
-from rows_common import names, save_checkpoint, save_vae, write_run
+from rows_common import load_few, names, save_checkpoint, save_vae, write_run
 
 IMAGES = [
     "history.png",
@@ -66,11 +66,6 @@ def evaluation(trained):
 
 @pytest.fixture
 def few_images(monkeypatch):
-    """The first images of each split: what is tested does not depend on their number."""
-
-    def load_few(name, split, **where):
-        return load_images(name, split, **where).select(range(80))
-
     monkeypatch.setattr(inputs, "load_images", load_few)
 
 

@@ -14,9 +14,10 @@ from training_common import launch_two_processes
 # Three interpreters that import torch share what cores there are.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-# Runs in every process; its arguments are the folder of the results and the batch size of a process.
+# Runs in every process; its arguments are the folder of the results, the batch size of a process, and a script and its
+# arguments that are to run after that.
 CHILD = """
-import json, sys
+import json, runpy, sys
 from pathlib import Path
 
 import torch
@@ -80,8 +81,11 @@ run("quiet", no_noise, per_device_train_batch_size=int(sys.argv[2]))
 run("noisy", recorded_noise, per_device_train_batch_size=int(sys.argv[2]), ema_decay=0.5, sample_epochs=[0])
 rank = PartialState().process_index
 save_file({str(step): noise for step, noise in enumerate(drawn)}, folder / f"noise_{rank}.safetensors")
-# As in scripts/train.py.
-PartialState().destroy_process_group()
+if sys.argv[3:]:
+    # It ends the group of processes.
+    distributions.standard_normal = standard_normal
+    sys.argv = sys.argv[3:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -98,9 +102,11 @@ def script(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_processes(script, repository, tmp_path_factory):
-    """Folder of the results of two processes with batches of 8."""
+    """Folder of the results of two processes with batches of 8, which then train a row: one launch for all."""
     folder = tmp_path_factory.mktemp("two")
-    launch_two_processes(repository, script, folder, "8")
+    row = (repository / "scripts" / "train.py", repository / "configs" / "vae_digits.yaml", "training.max_steps=2")
+    output = launch_two_processes(repository, script, folder, "8", *row, "--output-dir", folder / "row")
+    (folder / "output.txt").write_text(output)
     return folder
 
 
@@ -153,8 +159,7 @@ def test_one_process_draws_the_pictures(two_processes):
     assert pictures == {"samples_epoch_000.png", "reconstructions_epoch_000.png"}
 
 
-def test_a_row_trains_in_two_processes_of_which_one_reports(repository, tmp_path):
-    command = (repository / "scripts" / "train.py", repository / "configs" / "vae_digits.yaml", "training.max_steps=2")
-    output = launch_two_processes(repository, *command, "--output-dir", tmp_path / "row")
+def test_a_row_trains_in_two_processes_of_which_one_reports(two_processes):
+    output = (two_processes / "output.txt").read_text()
     assert output.count("trained model, its processor and run.json: ") == 1
-    assert (tmp_path / "row" / "model.safetensors").is_file()
+    assert (two_processes / "row" / "model.safetensors").is_file()

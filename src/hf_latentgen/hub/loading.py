@@ -1,6 +1,8 @@
 """The one loader: a folder, a row of this repository or a name on the Hub becomes a checked model and processor."""
 
+import contextlib
 import difflib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, AutoConfig
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, logging
 
 from hf_latentgen.hub.files import INDEX, PROCESSOR_CONFIGS, TOKENIZER_CONFIGS, read_json, weight_files
 from hf_latentgen.models.configuration_latentgen import LatentGenConfig, check_processor
@@ -129,6 +131,18 @@ def row_folders() -> list[Path]:
     return sorted(path.parent for path in ROWS.glob("*/results.json"))
 
 
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Context in which transformers and huggingface_hub show no progress bars: for small files they are noise."""
+    is_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if is_enabled:
+            logging.enable_progress_bar()
+
+
 def new_model(config: Any) -> Any:
     """A model of a configuration with fresh weights."""
     return getattr(transformers, config.auto_model).from_config(config)
@@ -178,7 +192,8 @@ def _load_whole(loader: Any, folder: Path, options: dict) -> Any:
     """What a class loads from a folder, in `eval()` mode. `ValueError` unless the weights are whole and all used."""
     fault = f"the weights of {folder} are damaged or do not fit its {CONFIG_NAME}"
     try:
-        loaded, report = loader.from_pretrained(folder, output_loading_info=True, **options)
+        with without_bars():
+            loaded, report = loader.from_pretrained(folder, output_loading_info=True, **options)
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{fault}: {error}") from error
     for problem in ("missing_keys", "unexpected_keys"):

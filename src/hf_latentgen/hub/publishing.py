@@ -8,6 +8,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_latentgen.models.hub import checked_client, commit_files, said_in_words
 
+MESSAGE = "Weights, configuration, card and pictures"
+
 
 @dataclass(frozen=True)
 class Upload:
@@ -34,20 +36,15 @@ class Upload:
 
 
 def publish(
-    upload: Upload,
-    private: bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    token: str | None = None,
-    message: str = "Weights, configuration, card and pictures",
+    upload: Upload, private: bool | None = None, revision: str | None = None, create_pr: bool = False
 ) -> CommitInfo:
     """The one commit that holds all files of `upload`, see `commit_files`, whose arguments and errors it has.
 
     A commit cannot hold its own hash, so that the card in it pins the code by a tag named after the contents, which is
     set afterwards; a pull request gets it when, merged, it is published once more.
     """
-    place = {"private": private, "revision": revision, "create_pr": create_pr, "token": token, "tag": upload.tag}
-    return commit_files(upload.repo_id, upload.contents, message, **place)
+    place = {"private": private, "revision": revision, "create_pr": create_pr}
+    return commit_files(upload.repo_id, upload.contents, MESSAGE, **place, tag=upload.tag)
 
 
 def full_repo_id(repo_id: str, token: str | None = None) -> str:

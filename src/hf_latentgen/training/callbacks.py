@@ -1,8 +1,7 @@
 """Callbacks: the picture grids drawn during training, its progress bar, and what a trainer does by itself."""
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback
-from transformers.utils import logging
 
 from hf_latentgen.evaluation.pictures import image_grid, reconstruction_grid
 
@@ -77,7 +75,8 @@ class ImageGridCallback(TrainerCallback):
 class ScoreProgressCallback(ProgressCallback):
     """Shows a training as one bar with the current scores, and writes one line for each evaluation.
 
-    Everything else that is logged is in `trainer_state.json`, and where `report_to` sends it.
+    Everything else that is logged is in `trainer_state.json`, and where `report_to` sends it. With `disable_tqdm` there
+    are the lines alone.
 
     Args:
         score: name of the metric to show.
@@ -90,12 +89,13 @@ class ScoreProgressCallback(ProgressCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Begins a bar without scores."""
-        super().on_train_begin(args, state, control, **kwargs)
-        self._shown = {}
+        if state.is_world_process_zero:
+            self.training_bar = tqdm(total=state.max_steps, dynamic_ncols=True, disable=args.disable_tqdm)
+        self.current_step, self._shown = 0, {}
 
     def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
         """Moves the bar of an evaluation, which has one of its own only outside of a training."""
-        if self.training_bar is None:
+        if self.training_bar is None and not args.disable_tqdm:
             super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -122,18 +122,6 @@ class ScoreProgressCallback(ProgressCallback):
     def _scores(self) -> str:
         scores = ", ".join(f"{name} {value}" for name, value in self._shown.items())
         return f"{scores} {self.score.replace('_', ' ')}" if scores else "no score"
-
-
-@contextlib.contextmanager
-def without_bars() -> Iterator[None]:
-    """Context in which transformers and huggingface_hub show no progress bars: for small files they are noise."""
-    is_enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if is_enabled:
-            logging.enable_progress_bar()
 
 
 class TrainerEvents(TrainerCallback):

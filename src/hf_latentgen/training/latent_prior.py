@@ -14,13 +14,13 @@ from torch import Tensor
 from hf_latentgen.data import LevelsDataset
 from hf_latentgen.data.batches import GatheredDataset
 from hf_latentgen.evaluation.latents import posterior_moments
+from hf_latentgen.hub.loading import without_bars
 from hf_latentgen.hub.pipelines import LatentGenPipeline
 from hf_latentgen.models.distributions import standard_normal
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.models.modeling_latent_denoiser import LatentDenoiser
 from hf_latentgen.models.modeling_latentgen import LatentGenModel
 from hf_latentgen.training.arguments import LatentTrainingArguments
-from hf_latentgen.training.callbacks import without_bars
 from hf_latentgen.training.trainer import LatentTrainer
 
 

@@ -16,7 +16,7 @@ from diffusers.training_utils import EMAModel
 from huggingface_hub import CommitInfo
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from transformers import EvalPrediction, PreTrainedModel, ProgressCallback, Trainer
+from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import nested_concat, nested_numpify
 from transformers.trainer_utils import BestRun, EvalLoopOutput, HubStrategy, has_length
@@ -24,14 +24,15 @@ from transformers.utils import logging
 
 from hf_latentgen.data import collate_levels
 from hf_latentgen.hub.files import model_files
+from hf_latentgen.hub.loading import without_bars
 from hf_latentgen.hub.pipelines import LatentGenPipeline
-from hf_latentgen.hub.publishing import Upload, full_repo_id, publish
+from hf_latentgen.hub.publishing import full_repo_id
 from hf_latentgen.hub.training_card import training_card
 from hf_latentgen.models.configuration_latentgen import check_processor
-from hf_latentgen.models.hub import checked_client, open_repo
+from hf_latentgen.models.hub import checked_client, commit_files, open_repo
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.training.arguments import LatentTrainingArguments
-from hf_latentgen.training.callbacks import ImageGridCallback, ScoreProgressCallback, TrainerEvents, without_bars
+from hf_latentgen.training.callbacks import ImageGridCallback, ScoreProgressCallback, TrainerEvents
 from hf_latentgen.training.resume import (
     TRAINING_WEIGHTS,
     check_checkpoint_files,
@@ -121,8 +122,8 @@ class LatentTrainer(Trainer):
         self._elapsed_before = 0.0
         self._started = time.monotonic()
         self.add_callback(TrainerEvents(self))
-        # In a notebook there is another one, with a table.
-        if self.pop_callback(ProgressCallback) is not None:
+        # In a notebook there is another one, with a table; a printer would print dictionaries.
+        if self.pop_callback(PrinterCallback if args.disable_tqdm else ProgressCallback) is not None:
             self.add_callback(ScoreProgressCallback(self.score))
         if args.sample_epochs:
             self._draw_pictures(args.sample_epochs)
@@ -414,8 +415,8 @@ class LatentTrainer(Trainer):
         contents["README.md"] = card.encode()
         contents |= {f"images/{path.name}": path for path in sorted((output_dir / "samples").glob("*.png"))}
         private = args.hub_private_repo if private is None else private
-        upload = Upload(repo_id, contents, left_out=[])
-        return publish(upload, private, revision or args.hub_revision, token=token, message=message)
+        place = {"private": private, "revision": revision or args.hub_revision, "token": token}
+        return commit_files(repo_id, contents, message, **place)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         checkpoint = Path(resume_from_checkpoint)
