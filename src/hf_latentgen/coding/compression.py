@@ -1,6 +1,7 @@
 """Data to a compressed file and back, chunk by chunk: memory does not grow with the number of images."""
 
 import io
+import math
 import os
 import tempfile
 from collections import deque
@@ -330,19 +331,19 @@ def exact_levels(image: Image.Image | Tensor | np.ndarray, processor: LevelsImag
 
 
 def _groups_in_step(chunks: Iterable, most: int) -> Iterator[list]:
-    """Groups of at most `most` chunks, the last two equally large, so that two cores have work to the end.
+    """Groups of at most `most` chunks, the last two or four equally large, so that two cores have work to the end.
 
     They depend on nothing but the number of chunks, which a reader knows from the start and a writer at the end.
     """
     ahead = []
     for chunk in chunks:
         ahead.append(chunk)
-        if len(ahead) > 2 * most:
+        if len(ahead) > 4 * most:
             yield ahead[:most]
             ahead = ahead[most:]
     # A few gain nothing: most of their time goes to the weights.
-    half = len(ahead) if len(ahead) <= min(most, UNDIVIDED) else (len(ahead) + 1) // 2
-    yield from _groups(ahead, half)
+    parts = 1 if len(ahead) <= min(most, UNDIVIDED) else 2 * math.ceil(len(ahead) / (2 * most))
+    yield from _groups(ahead, math.ceil(len(ahead) / parts))
 
 
 def _groups(items: Iterable, size: int) -> Iterator[list]:
