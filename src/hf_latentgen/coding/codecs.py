@@ -133,7 +133,8 @@ class ByteCodec:
         # The weights are read once for all chunks in step, keys and values once for each.
         windows = [min(max(own, default=self.chunk), self.chunk) for own in model.config.head_windows]
         values = 2 * model.config.num_key_value_heads * model.config.head_dim * sum(windows)
-        self.group = max(min(ADAPT_GROUP if adapt else self.group, MOST_BYTES // (8 * values)), 1)
+        most = [self.group, MOST_BYTES // (8 * values), *([ADAPT_GROUP] if adapt else [])]
+        self.group = max(min(most), 1)
         self.batch = self.group
         self.model.set_attn_implementation(NAME)
         self.optimizer = torch.optim.Adam(self.model.parameters(), ADAPT_LEARNING_RATE, (0.9, 0.99)) if adapt else None
