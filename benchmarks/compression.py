@@ -53,9 +53,7 @@ def load(name: str, data_dir: str | None, num_images: int | None) -> np.ndarray 
         return "".join(load_text(TEXT, "test", data_dir=data_dir)["text"]).encode()
     dataset, num_levels = IMAGES[name]
     images = load_images(dataset, "test", data_dir=data_dir)
-    size = images[0]["image"].height
-    processor = LevelsImageProcessor(size={"height": size, "width": size}, num_levels=num_levels)
-    return LevelsDataset(images, processor).levels.numpy()[:num_images]
+    return LevelsDataset(images, LevelsImageProcessor(num_levels=num_levels)).levels.numpy()[:num_images]
 
 
 def bits(name: str, code: str, kind: str, data: np.ndarray | bytes, num_each: int | None) -> float:
