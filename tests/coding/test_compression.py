@@ -12,7 +12,14 @@ import pytest
 import torch
 
 from coding_common import damage
-from hf_latentgen import AAEConfig, AAEModel, LevelsImageProcessor, LocalTransformerForImageGeneration
+from hf_latentgen import (
+    AAEConfig,
+    AAEModel,
+    LevelsImageProcessor,
+    LocalTransformerConfig,
+    LocalTransformerForCausalLM,
+    LocalTransformerForImageGeneration,
+)
 from hf_latentgen.coding import CompressedFileError, compress, compress_to, decompress, decompress_from, read_info
 from hf_latentgen.coding import compression as compression_module
 from hf_latentgen.coding.codecs import BitsBackCodec, ByteCodec, PixelCodec
@@ -122,7 +129,7 @@ def test_a_stream_is_read_as_it_is_written(grey, monkeypatch):
 
     monkeypatch.setattr(Writer, "add", watched)
     compress(grey.model, grey.processor, stream(), verify=False)
-    assert max(ahead) <= PixelCodec.chunk * (2 + compression_module.MOST_WORKERS) < read
+    assert max(ahead) <= PixelCodec.chunk * (6 + compression_module.MOST_WORKERS) < read
 
 
 def test_a_saved_model_reads_the_file(grey, grey_file, tmp_path):
@@ -285,19 +292,41 @@ def test_the_header_is_all_that_a_reader_must_share(grey):
     assert replace(header, chunk=1).pack() != header.pack()
 
 
+def test_the_last_groups_are_equally_large():
+    sizes = [[len(group) for group in compression_module._groups_in_step(range(count), 20)] for count in range(95)]
+    assert [sizes[count] for count in (0, 1, 16, 17, 40, 41, 80, 81)] == [
+        [], [1], [16], [9, 8], [20, 20], [11, 11, 11, 8], [20, 20, 20, 20], [20, 16, 16, 16, 13]
+    ]  # fmt: skip
+    assert [sum(parts) for parts in sizes] == list(range(95))
+    assert list(compression_module._groups_in_step(range(7), 1)) == [[number] for number in range(7)]
+
+
+def test_a_wide_window_makes_small_groups(text, monkeypatch):
+    monkeypatch.undo()
+    assert ByteCodec(text.model, adapt=False).group == 64
+    assert ByteCodec(text.model, adapt=True).group == 16
+    fields = text.model.config.to_dict() | {"window": 2**15, "layer_windows": [32, 2**15]}
+    wide = LocalTransformerForCausalLM(LocalTransformerConfig(**fields))
+    # 8 bytes of 16 keys and values at 32,768 + 32 places.
+    assert ByteCodec(wide, adapt=False).group == 2**29 // (8 * 2 * 16 * (2**15 + 32)) == 63
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_another_process_with_other_threads_decodes_the_same(make_images, tmp_path, monkeypatch):
-    # Its chunks are those of everybody.
-    monkeypatch.undo()
-    assert torch.get_num_threads() == 1
-    for kind in ("grey", "ladder"):
-        case = make_images(kind)
+def test_any_number_of_workers_and_threads_in_any_process_writes_and_reads_the_same_file(make_images, text, tmp_path):
+    kinds = {"grey": make_images("grey", 60), "ladder": make_images("ladder", 60), "text": text}
+    for kind, case in kinds.items():
         case.model.save_pretrained(tmp_path / kind)
         case.processor.save_pretrained(tmp_path / kind)
-        np.save(tmp_path / kind / "levels.npy", case.data.numpy())
-        compress_to(tmp_path / kind / "file", case.model, case.processor, case.data)
-    subprocess.run([sys.executable, "-c", PROCESS, str(tmp_path)], check=True, timeout=280)
+        data = np.frombuffer(case.data, np.uint8) if kind == "text" else case.data.numpy()
+        np.save(tmp_path / kind / "data.npy", data)
+    for action in ("compress", "decompress"):
+        # Each reads what the other has written.
+        for number, other in ((1, 2), (2, 1)):
+            command = [sys.executable, "-c", PROCESS, str(tmp_path), action, str(number), str(other)]
+            subprocess.run(command, check=True, timeout=140)
+    for kind in kinds:
+        assert (tmp_path / kind / "1.hlg").read_bytes() == (tmp_path / kind / "2.hlg").read_bytes()
 
 
 PROCESS = """
@@ -306,17 +335,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoImageProcessor, AutoModel
 
-import hf_latentgen
-from hf_latentgen.coding import decompress
+from hf_latentgen import load
+from hf_latentgen.coding import codecs, compress_to, compression, decompress
 
-torch.set_num_threads(2)
-for kind in ("grey", "ladder"):
-    folder = Path(sys.argv[1], kind)
-    model, processor = AutoModel.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
-    with open(folder / "file", "rb") as file:
-        levels = decompress(model, processor, file)
-    assert torch.equal(levels, torch.from_numpy(np.load(folder / "levels.npy")))
-assert torch.get_num_threads() == 2
+root, action, number, other = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+torch.set_num_threads(number)
+compression._workers = lambda: number
+codecs.PixelCodec.chunk, codecs.PixelCodec.batch, codecs.BitsBackCodec.chunk, codecs.ByteCodec.chunk = 16, 6, 24, 300
+codecs.ByteCodec.group = 2
+for folder in root.iterdir():
+    found = load(folder, device="cpu")
+    data = np.load(folder / "data.npy")
+    data = data.tobytes() if folder.name == "text" else torch.from_numpy(data)
+    if action == "compress":
+        compress_to(folder / f"{number}.hlg", found.model, found.processor, data, verify=False)
+    else:
+        back = decompress(found.model, found.processor, (folder / f"{other}.hlg").read_bytes())
+        assert back == data if folder.name == "text" else torch.equal(back, data)
+assert torch.get_num_threads() == number
 """

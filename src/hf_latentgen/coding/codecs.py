@@ -25,6 +25,10 @@ LATENT_STEP, LATENT_RANGE = 1 / 256, 8
 # Of the learning while coding, as in dynamic evaluation: bytes of a chunk between two steps, and those that are read
 # before them.
 ADAPT_STRIDE, ADAPT_CONTEXT, ADAPT_LEARNING_RATE = 256, 512, 2e-4
+# Chunks of bytes that learn together: fewer, and the model learns more often.
+ADAPT_GROUP = 16
+# Of the keys and values of a group of chunks.
+MOST_BYTES = 2**29
 
 
 class Codec(Protocol):
@@ -122,10 +126,16 @@ class ByteCodec:
     Source: Krause et al. (2018), Dynamic Evaluation of Neural Sequence Models.
     """
 
-    name, chunk, group, batch = "bytes", 2**15, 16, 16
+    name, chunk, group = "bytes", 2**15, 64
 
     def __init__(self, model: LatentGenModel, adapt: bool):
         self.model = copy.deepcopy(model).requires_grad_() if adapt else model
+        # The weights are read once for all chunks in step, keys and values once for each.
+        windows = [min(max(own, default=self.chunk), self.chunk) for own in model.config.head_windows]
+        values = 2 * model.config.num_key_value_heads * model.config.head_dim * sum(windows)
+        most = [self.group, MOST_BYTES // (8 * values), *([ADAPT_GROUP] if adapt else [])]
+        self.group = max(min(most), 1)
+        self.batch = self.group
         self.model.set_attn_implementation(NAME)
         self.optimizer = torch.optim.Adam(self.model.parameters(), ADAPT_LEARNING_RATE, (0.9, 0.99)) if adapt else None
         self.stream = entropy_coder()
@@ -166,9 +176,11 @@ class ByteCodec:
         for position in range(longest):
             states = steps(self.model.model.embed_tokens(ids[:, position : position + 1]))
             chances = probabilities(self.model.lm_head(states)[:, :NUM_BYTES])
-            for row, length in enumerate(lengths):
-                if position < length:
-                    ids[row, position + 1] = int(code(row, position, chances[row : row + 1])[0])
+            symbols = [
+                int(code(row, position, chances[row : row + 1])[0]) if position < length else 0
+                for row, length in enumerate(lengths)
+            ]
+            ids[:, position + 1] = torch.tensor(symbols)
             if self.optimizer is not None and (position + 1) % ADAPT_STRIDE == 0:
                 self._learn(ids[:, : position + 2], lengths)
                 steps.read_weights()

@@ -1,6 +1,7 @@
 """Data to a compressed file and back, chunk by chunk: memory does not grow with the number of images."""
 
 import io
+import math
 import os
 import tempfile
 from collections import deque
@@ -28,6 +29,8 @@ from hf_latentgen.models.tokenization_bytes import ByteTokenizer
 
 # Groups that are coded at once, each in a thread of its own. Every one needs its own keys and values.
 MOST_WORKERS = 4
+# Chunks that stay one group.
+UNDIVIDED = 16
 DAMAGED = "is damaged: its CRC differs"
 NEEDS_ANOTHER = "cannot be read: with adapt=True it needs a chunk that is damaged"
 
@@ -152,13 +155,11 @@ def decompress_from(
     codec = codec_for(twin, info.header.adapt)
     _check_processor(model, processor)
     _check_reader(info.header, _header(twin, codec, info.header.adapt, info.header.model_id))
-    groups = (
-        range(start, min(start + codec.group, len(info.entries))) for start in range(0, len(info.entries), codec.group)
-    )
+    groups = _groups_in_step(range(len(info.entries)), codec.group)
     read = ((group, [info.payload(file, chunk) for chunk in group]) for group in groups)
     is_lost = False
 
-    def decode(work: tuple[range, list[bytes | None]]) -> list[Chunk]:
+    def decode(work: tuple[list[int], list[bytes | None]]) -> list[Chunk]:
         nonlocal is_lost
         group, payloads = work
         if is_lost:
@@ -203,7 +204,7 @@ def _write(
 
     values = int(np.prod(writer.header.shape))
     with fixed_arithmetic(), logging.tqdm(desc="compress", unit="B" if not writer.header.shape else "images") as bar:
-        for coded in _in_order(encode, _groups(chunks, codec.group), 1 if adapt else _workers()):
+        for coded in _in_order(encode, _groups_in_step(chunks, codec.group), 1 if adapt else _workers()):
             for payload, chunk in coded:
                 writer.add(payload, chunk)
                 bar.update(len(chunk))
@@ -211,7 +212,7 @@ def _write(
     writer.finish(names)
 
 
-def _decode_group(info: Info, codec: Codec, group: range, payloads: list[bytes | None]) -> list[Chunk]:
+def _decode_group(info: Info, codec: Codec, group: list[int], payloads: list[bytes | None]) -> list[Chunk]:
     lengths = [len(info.items(chunk)) for chunk in group]
     try:
         found = codec.decode([payload or b"" for payload in payloads], lengths) if any(payloads) else None
@@ -327,6 +328,22 @@ def exact_levels(image: Image.Image | Tensor | np.ndarray, processor: LevelsImag
             "gives them, got others: they would not come back; compress processor(images)['pixel_values'] instead"
         )
     return levels
+
+
+def _groups_in_step(chunks: Iterable, most: int) -> Iterator[list]:
+    """Groups of at most `most` chunks, the last two or four equally large, so that two cores have work to the end.
+
+    They depend on nothing but the number of chunks, which a reader knows from the start and a writer at the end.
+    """
+    ahead = []
+    for chunk in chunks:
+        ahead.append(chunk)
+        if len(ahead) > 4 * most:
+            yield ahead[:most]
+            ahead = ahead[most:]
+    # A few gain nothing: most of their time goes to the weights.
+    parts = 1 if len(ahead) <= min(most, UNDIVIDED) else 2 * math.ceil(len(ahead) / (2 * most))
+    yield from _groups(ahead, math.ceil(len(ahead) / parts))
 
 
 def _groups(items: Iterable, size: int) -> Iterator[list]:
