@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from transformers import AutoModel
 
 from hf_latentgen import AAEConfig, AAEModel
-from hf_latentgen.models.distributions import CategoricalPixels, DiagonalGaussian, Flower, PointMass
+from hf_latentgen.models.distributions import CategoricalPixels, DiagonalGaussian, PointMass
+from hf_latentgen.models.priors import Flower
 from modeling_common import CommonModelTests, perturb, tensors
 
 ARCHITECTURES = {

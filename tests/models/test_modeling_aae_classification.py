@@ -8,9 +8,9 @@ from PIL import Image
 from transformers import AutoModelForImageClassification, pipeline
 
 from hf_latentgen import AAEConfig, AAEForImageClassification, AAEModel, LevelsImageProcessor
-from hf_latentgen.models.distributions import OneHot
 from hf_latentgen.models.modeling_aae import AAEOutput
 from hf_latentgen.models.modeling_aae_classification import symmetric_cross_entropy
+from hf_latentgen.models.priors import OneHot
 from modeling_common import CommonModelTests, perturb, tensors
 
 ARCHITECTURES = {

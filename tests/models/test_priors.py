@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from hf_latentgen.models.distributions import Flower, OneHot, StandardGaussian, SwissRoll
+from hf_latentgen.models.priors import Flower, OneHot, StandardGaussian, SwissRoll
 
 PARTS = 5
 PRIORS = {

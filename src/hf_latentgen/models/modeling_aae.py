@@ -16,16 +16,13 @@ from .distributions import (
     CategoricalPixels,
     DeterministicPixels,
     DiagonalGaussian,
-    Flower,
     PointMass,
-    Prior,
-    StandardGaussian,
-    SwissRoll,
     standard_normal,
 )
 from .modeling_image_autoencoder import ImageAutoencoderModel
 from .modeling_latentgen import check_at_least
 from .networks import DECODERS, ENCODERS, Discriminator
+from .priors import Flower, Prior, StandardGaussian, SwissRoll
 
 UNLABELLED = -100
 

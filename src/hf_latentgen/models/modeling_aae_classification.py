@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_aae import AAEConfig
-from .distributions import DiagonalGaussian, OneHot, PointMass
+from .distributions import DiagonalGaussian, PointMass
 from .modeling_aae import UNLABELLED, AAEModel, AAEOutput, Adversary
 from .modeling_latentgen import check_at_least
 from .networks import Discriminator
+from .priors import OneHot
 
 
 class AAEForImageClassification(AAEModel):
