@@ -63,7 +63,8 @@ class Server:
 
     def start(self) -> None:
         for port in self.ports.values():
-            threading.Thread(target=port.serve_forever, daemon=True).start()
+            # How often it looks whether it is to stop: half a second otherwise.
+            threading.Thread(target=port.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
         for port in self.ports.values():

@@ -175,7 +175,7 @@ def test_bad_names_and_tokens_are_told_alike(hub, push, name, token, message):
 @pytest.mark.parametrize("is_mute", [True, False], ids=["mute", "refused"])
 def test_without_network_a_push_says_so_soon(push, monkeypatch, is_mute):
     server = socket.create_server(("127.0.0.1", 0))
-    monkeypatch.setattr(client, "TIMEOUT", 0.5)
+    monkeypatch.setattr(client, "TIMEOUT", 0.2)
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
     if not is_mute:
         server.close()

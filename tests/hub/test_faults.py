@@ -280,7 +280,7 @@ def closed_port() -> str:
 @pytest.fixture(params=["refused", "black hole", "mute"])
 def unreachable(request, monkeypatch):
     """An endpoint that refuses connections, does not answer them at all, or takes them and falls silent."""
-    monkeypatch.setattr(client, "TIMEOUT", 0.5)
+    monkeypatch.setattr(client, "TIMEOUT", 0.2)
     close_session()
     if request.param == "refused":
         monkeypatch.setattr(constants, "ENDPOINT", closed_port())
@@ -288,7 +288,7 @@ def unreachable(request, monkeypatch):
     elif request.param == "mute":
         Mute.released.clear()
         server = ThreadingHTTPServer(("127.0.0.1", 0), Mute)
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         yield
         Mute.released.set()

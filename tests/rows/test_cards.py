@@ -136,9 +136,9 @@ NUMBERS = [
 ]
 
 
-@pytest.mark.parametrize(("path", "value"), NUMBERS, ids=[".".join(map(str, path)) for path, _ in NUMBERS])
-def test_every_number_comes_from_the_results(results, path, value):
-    assert str(render(change(results, path, value))) != str(render(results))
+def test_every_number_comes_from_the_results(results):
+    card = str(render(results))
+    assert [path for path, value in NUMBERS if str(render(change(results, path, value))) == card] == []
 
 
 def test_every_decimal_in_the_body_is_one_of_the_results(results):
