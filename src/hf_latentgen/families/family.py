@@ -148,7 +148,10 @@ class Family:
     template: Path
     arguments: type[LatentTrainingArguments] = LatentTrainingArguments
     model_keys: tuple[str, ...] | None = None
-    dataset_keys: tuple[str, ...] = ("name", "streaming", "skip_broken", "allow_grey")
+    dataset_keys: tuple[str, ...] = (
+        *("name", "streaming", "skip_broken", "allow_grey"),
+        *("leave_out_classes", "replaced_pixels"),
+    )
     seconds_per_sample: Callable[[Checkpoint, Data, Options], float] | None = None
     seconds_of_pictures: Callable[[Checkpoint], float] | None = None
     baselines: Callable[[LatentTrainer], dict[str, float]] | None = None
