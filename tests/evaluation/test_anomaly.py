@@ -146,7 +146,7 @@ def test_all_classes_of_a_conditional_model_are_asked(images):
     ("make", "method", "allowed"),
     [
         (make_vae, "likelihood", "bits_per_dim, typicality"),
-        (make_pixels, "likelihood_regret", "likelihood_ratio for a transformer of pixels"),
+        (make_pixels, "likelihood_regret", "likelihood_ratio \\(transformer of pixels\\)"),
         (lambda: AAEModel(AAEConfig(latent_dim=2, architecture="mlp", **IMAGE)), "bits_per_dim", "none"),
         (lambda: LocalTransformerForCausalLM(LocalTransformerConfig(**TRANSFORMER)), "bits_per_dim", "none"),
     ],

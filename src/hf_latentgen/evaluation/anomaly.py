@@ -108,7 +108,7 @@ def check_method(model: LatentGenModel, method: str) -> None:
     """Raise `ValueError` unless the model can give the scores of a method."""
     allowed = methods_of(model)
     if method not in allowed:
-        raise ValueError(f"method must be one of {', '.join(allowed) or 'none'} for a {model.kind}, got {method!r}")
+        raise ValueError(f"method must be one of {', '.join(allowed) or 'none'} ({model.kind}), got {method!r}")
     if method == "complexity_jpeg_xl" and find_spec("imagecodecs") is None:
         raise ValueError(f"method must be complexity_png where imagecodecs is not installed, got {method!r}")
 
