@@ -135,7 +135,7 @@ def likelihood_regret(model: LatentGenModel, images: Tensor, batch_size: int = B
     An encoder that has seen such images already gives nearly the best posterior, and there is little to gain.
 
     The paper trains a copy of the whole encoder on each image. Here what the encoder gives is trained: mean and log
-    standard deviation of a diagonal Gaussian over all latents of each image, from those of [`VAEModel.posterior`]. That
+    standard deviation of a diagonal Gaussian over all latents of each image, from those of `model.posterior`. That
     is a bound of the same kind with more freedom for each image and without a copy of the network, and because Adam
     works on each number by itself, a batch is trained at once and gives each image what it would get alone. All images
     meet the same noise, so that a score does not depend on the images beside it; the gain is measured with draws that
