@@ -218,17 +218,7 @@ def score(
         quiet()
         from hf_latentgen.rows.anomaly import score_command
 
-        score_command(
-            data,
-            model,
-            revision,
-            method=method,
-            false_alarm_rate=false_alarm_rate,
-            background=background,
-            output=output,
-            file_format=file_format.value,
-            seed=seed,
-        )
+        score_command(data, model, revision, method, false_alarm_rate, background, output, file_format.value, seed)
 
 
 @app.command()
@@ -250,7 +240,7 @@ def calibrate(
         quiet()
         from hf_latentgen.rows.anomaly import calibrate_command
 
-        calibrate_command(checkpoint, data, output_dir, background, revision=revision, data_dir=data_dir, seed=seed)
+        calibrate_command(checkpoint, data, output_dir, background, revision, data_dir, seed)
 
 
 @app.command()

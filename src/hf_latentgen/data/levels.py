@@ -96,7 +96,7 @@ def replace_pixels(levels: torch.Tensor, share: float, num_levels: int, seed: in
 
     Raises: ValueError for a share that is not above 0 and at most 1.
 
-    Source: Ren et al. (2019), Likelihood Ratios for Out-of-Distribution Detection, section 3.
+    Source: Ren et al. (2019), Likelihood Ratios for Out-of-Distribution Detection.
     """
     if isinstance(share, bool) or not isinstance(share, float | int) or not 0 < share <= 1:
         raise ValueError(f"dataset.replaced_pixels must be above 0 and at most 1, got {share!r}.")

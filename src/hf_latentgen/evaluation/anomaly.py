@@ -25,10 +25,9 @@ from hf_latentgen.models.configuration_latentgen import require
 from hf_latentgen.models.distributions import DiagonalGaussian, standard_normal
 from hf_latentgen.models.modeling_latentgen import LatentGenModel, check_levels
 
-METHODS = (
-    *("bits_per_dim", "typicality", "complexity_png", "complexity_jpeg_xl"),
-    *("likelihood_ratio", "likelihood_regret"),
-)
+METHODS = ("bits_per_dim", "typicality", "complexity_png", "complexity_jpeg_xl", "likelihood_ratio")
+# Of models with latents.
+REGRET = "likelihood_regret"
 BATCH_SIZE = 64
 # Of the regret: steps of Adam with a rate that falls to zero, and the draws that judge the posterior before and after.
 NUM_STEPS, RATE, NUM_DRAWS = 50, 0.1, 16
@@ -39,15 +38,15 @@ SHARES = (*(number / 100 for number in range(99)), *(number / 1000 for number in
 
 
 def methods_of(model: LatentGenModel) -> tuple[str, ...]:
-    """The methods of `METHODS` that a model can give: none without a likelihood of images, all with latents."""
+    """The methods that a model can give: none without a likelihood of images, with latents the regret too."""
     if model.likelihood is None or model.config.reads_text:
         return ()
-    return METHODS if model.likelihood == "bound" else METHODS[:-1]
+    return (*METHODS, REGRET) if model.likelihood == "bound" else METHODS
 
 
 def best_method(model: LatentGenModel) -> str:
     """The method that is taken where none is named: it needs no second model, and tells most with this one."""
-    return "likelihood_regret" if "likelihood_regret" in methods_of(model) else "complexity_png"
+    return REGRET if REGRET in methods_of(model) else "complexity_png"
 
 
 def anomaly_scores(
@@ -66,9 +65,9 @@ def anomaly_scores(
     - `bits_per_dim`: what the model's `score` gives, of a VAE its bound.
     - `typicality`: how far that is from its mean over validation images (Nalisnick et al., 2019, with one image a set).
     - `complexity_png`, `complexity_jpeg_xl`: those bits minus the bits of the image as a file of its own (Serrà et al.,
-      2020, eq. 4). The two are never mixed: files of one code do not compare with those of the other.
+      2020). The two are never mixed: files of one code do not compare with those of the other.
     - `likelihood_ratio`: those bits minus the bits of a model that was trained on images of which a share of the pixels
-      was replaced (Ren et al., 2019, eq. 4): what images share with noise cancels.
+      was replaced (Ren et al., 2019): what images share with noise cancels.
     - `likelihood_regret`: see [`likelihood_regret`]; for models with latents.
 
     Args:
@@ -88,7 +87,7 @@ def anomaly_scores(
     check_method(model, method)
     config = model.config
     check_levels(images, config.num_channels, config.image_size, config.num_levels)
-    if method == "likelihood_regret":
+    if method == REGRET:
         return likelihood_regret(model, images, batch_size, seed)
     bits = image_bits(model, images, batch_size, seed) if bits is None else bits
     if method == "typicality":
@@ -146,9 +145,9 @@ def likelihood_regret(model: LatentGenModel, images: Tensor, batch_size: int = B
     Raises:
         ValueError: the model has no posterior, bad levels, or a score that is not finite.
 
-    Source: Xiao et al. (2020), Likelihood Regret, eq. 6.
+    Source: Xiao et al. (2020), Likelihood Regret.
     """
-    check_method(model, "likelihood_regret")
+    check_method(model, REGRET)
     model.eval()
     generator = torch.Generator().manual_seed(seed)
     shape, like = (1, model.num_latents), torch.empty(0, device=model.device)
