@@ -55,9 +55,10 @@ def all_scores(
 def compare(usual: np.ndarray, unusual: np.ndarray) -> dict:
     """How well scores [N] and [M] differ, and their histograms between the extreme hundredths."""
     both = np.concatenate([usual, unusual])
-    edges = np.linspace(*np.quantile(both, [0.005, 0.995]), NUM_BINS + 1)
+    low, high = np.quantile(both, [0.005, 0.995]).tolist()
+    edges = np.linspace(low, high, NUM_BINS + 1)
     counts = {
-        name: np.histogram(np.clip(scores, edges[0], edges[-1]), edges)[0].tolist()
+        name: np.histogram(np.clip(scores, low, high), edges)[0].tolist()
         for name, scores in (("usual", usual), ("unusual", unusual))
     }
     return detection_metrics(usual, unusual) | {"edges": edges.tolist(), **counts}

@@ -128,7 +128,8 @@ def train(contestant: Contestant, images: StackedDigits, seed: int, device: Any)
     config = AAEConfig(
         num_channels=NUM_DIGITS, latent_dim=LATENT_DIM, reconstruction_weight=weight, input_noise_std=INPUT_NOISE
     )
-    model = AAEModel(config).to(device=device).train()
+    made: Any = AAEModel(config)
+    model: AAEModel = made.to(device).train()
     sizes = {"decoder": count_weights(model.decoder)}
     judge = image_judge(contestant.image_judge * sizes["decoder"]).to(device) if contestant.image_judge else None
     num_steps = len(images.chosen) // BATCH_SIZE
