@@ -13,11 +13,12 @@ from hf_latentgen.evaluation.anomaly import (
     image_bits,
 )
 from hf_latentgen.evaluation.files import levels_of_files, score_files
+from hf_latentgen.evaluation.provenance import read_record
 from hf_latentgen.families import find_family
 from hf_latentgen.hub.files import CALIBRATION, model_files, weights_sha256
 from hf_latentgen.hub.loading import ROWS, load
 from hf_latentgen.rows.command import print_table
-from hf_latentgen.rows.evaluation import data_of, read_record
+from hf_latentgen.rows.evaluation import data_of
 
 
 def calibrate_command(
