@@ -100,9 +100,14 @@ def jobs(arguments: argparse.Namespace) -> list[tuple[str, str, str, int | None]
 
 
 def measure(
-    checkpoint: Checkpoint, background: Checkpoint | None, shown: str, digit: int | None, arguments: argparse.Namespace
+    checkpoint: Checkpoint,
+    background: Checkpoint | None,
+    shown: str,
+    digit: int | None,
+    arguments: argparse.Namespace,
+    known: dict[str, dict[str, np.ndarray]],
 ) -> dict:
-    """How well each method tells what is shown from a model's own test images."""
+    """How well each method tells what is shown from a model's own test images, whose scores are kept in `known`."""
     started, processor, most = time.monotonic(), checkpoint.processor, arguments.num_images
     own = "fashion_mnist" if shown == "mnist" else "mnist"
     test, validation = (read_levels(processor, own, split, arguments.data_dir) for split in ("test", "validation"))
@@ -116,12 +121,15 @@ def measure(
         unusual = read_levels(processor, shown, "test", arguments.data_dir).levels
     usual, unusual = spread(usual, most), spread(unusual, most)
     usual_bits = float(image_bits(checkpoint.model, spread(seen, most or MAX_IMAGES)).mean())
-    scores = [all_scores(checkpoint, images, background, usual_bits) for images in (usual, unusual)]
+    key = f"{checkpoint.name}, {own}, {digit}"
+    if key not in known:
+        known[key] = all_scores(checkpoint, usual, background, usual_bits)
+    scores = all_scores(checkpoint, unusual, background, usual_bits)
     return {
         "num_usual": len(usual),
         "num_unusual": len(unusual),
         "background": background and background.name,
-        "scores": {method: compare(scores[0][method], scores[1][method]) for method in scores[0]},
+        "scores": {method: compare(known[key][method], scores[method]) for method in scores},
         "seconds": round(time.monotonic() - started, 1),
         "hardware": hardware(),
         "git_commit": git_commit(),
@@ -144,13 +152,14 @@ def main() -> None:
     if arguments.output.is_file():
         record = json.loads(arguments.output.read_text())
     torch.manual_seed(0)
+    known: dict[str, dict[str, np.ndarray]] = {}
     for name, own, shown, digit in jobs(arguments):
         key = f"{Path(name).name}: {own} -> {shown}"
         if key in record["pairs"]:
             print(f"{key}: measured before", flush=True)
             continue
         background = load(backgrounds[name]) if name in backgrounds else None
-        record["pairs"][key] = pair = measure(load(name), background, shown, digit, arguments)
+        record["pairs"][key] = pair = measure(load(name), background, shown, digit, arguments, known)
         record |= {"num_images": arguments.num_images, "versions": versions()}
         arguments.output.write_text(json.dumps(record, indent=1) + "\n")
         draw(record["pairs"], arguments.output.with_suffix(".png"))
