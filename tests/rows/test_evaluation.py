@@ -105,6 +105,14 @@ def test_too_few_validation_images_are_no_calibration(trained, monkeypatch):
     assert evaluate(load(trained), options=FEW).calibration is None
 
 
+def test_classes_that_the_training_left_out_are_not_usual(checkpoint):
+    write_run(checkpoint, dataset={"name": "digits", "leave_out_classes": [0, 7]})
+    labels = torch.tensor(load_images("digits", "validation")["label"])
+    evaluation = evaluate(load(checkpoint), options=FEW)
+    assert evaluation.calibration.num_images == int(((labels != 0) & (labels != 7)).sum()) < 200
+    assert evaluation.results.dataset_options == {"leave_out_classes": [0, 7]}
+
+
 def test_scores_and_where_they_come_from(evaluation):
     results, metrics = evaluation.results, evaluation.results.metrics
     assert (results.row, results.num_images, results.dataset, results.split) == ("vae_small", 300, "digits", "test")

@@ -4,14 +4,7 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from hf_latentgen.evaluation.anomaly import (
-    Calibration,
-    anomaly_scores,
-    best_method,
-    calibrate,
-    check_method,
-    image_bits,
-)
+from hf_latentgen.evaluation.anomaly import Calibration, anomaly_scores, best_method, calibrate, check_method
 from hf_latentgen.evaluation.files import levels_of_files, score_files
 from hf_latentgen.evaluation.provenance import read_record
 from hf_latentgen.families import find_family
@@ -95,7 +88,7 @@ def score_command(
             images = f"{known.num_images:,} validation images of {known.dataset}"
             sentence = f"unusual: {method} above {threshold:.4f}, as for {false_alarm_rate:g} of {images}"
         names, levels = levels_of_files(loaded.processor, data)
-        bits = image_bits(loaded.model, levels, seed=seed)
+        bits = anomaly_scores(loaded.model, levels, seed=seed)
         given: dict = {"background": second and second.model, "usual_bits": known and known.mean_bits_per_dim}
         scores = anomaly_scores(loaded.model, levels, method, **given, bits=bits, seed=seed).tolist()
         headers += [method] if threshold is None else [method, "unusual"]
