@@ -15,7 +15,6 @@ a pair that is there already is not measured again.
 import argparse
 import json
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +44,6 @@ def all_scores(
     """The scores of images by each method that there can be. Each [N]."""
     model, second = checkpoint.model, background and background.model
     missing = {"likelihood_ratio"} if background is None else set()
-    missing |= set() if find_spec("imagecodecs") else {"complexity_jpeg_xl"}
     given: dict = {"background": second, "usual_bits": usual_bits, "bits": image_bits(model, images)}
     return {
         method: anomaly_scores(model, images, method, **given) for method in methods_of(model) if method not in missing

@@ -209,7 +209,6 @@ def score(
         float | None, typer.Option(help="Also whether it is unusual, as this share of validation images is.")
     ] = None,
     background: Annotated[str | None, typer.Option(help="Second model, of likelihood_ratio.")] = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", help="CSV or JSON file to write as well.")] = None,
     revision: Revision = None,
     seed: Seed = 0,
 ) -> None:
@@ -218,7 +217,7 @@ def score(
         quiet()
         from hf_latentgen.rows.anomaly import score_command
 
-        score_command(data, model, revision, method, false_alarm_rate, background, output, file_format.value, seed)
+        score_command(data, model, revision, method, false_alarm_rate, background, file_format.value, seed)
 
 
 @app.command()
@@ -233,14 +232,13 @@ def calibrate(
     background: Annotated[str | None, typer.Option(help="Second model, of likelihood_ratio.")] = None,
     revision: Revision = None,
     data_dir: DataDir = None,
-    seed: Seed = 0,
 ) -> None:
     """Score validation images, so that `score` can tell what is unusual; `evaluate` does so too."""
     with one_line_errors():
         quiet()
         from hf_latentgen.rows.anomaly import calibrate_command
 
-        calibrate_command(checkpoint, data, output_dir, background, revision, data_dir, seed)
+        calibrate_command(checkpoint, data, output_dir, background, revision, data_dir)
 
 
 @app.command()

@@ -13,7 +13,7 @@ from hf_latentgen.app import inference
 from hf_latentgen.app.checkpoints import load_checkpoints
 from hf_latentgen.app.figures import MAP_SIZE, PLANE_LEFT, PLANE_SIZE, PLANE_TOP, point_at
 from hf_latentgen.app.inference import ANY_CLASS
-from hf_latentgen.evaluation.anomaly import calibrate
+from hf_latentgen.evaluation.anomaly import Calibration, calibrate
 
 
 def pixels(picture):
@@ -325,7 +325,7 @@ def test_an_image_is_told_its_place_among_validation_images(checkpoints, folders
     calibrate(loaded, images, "digits").write(folder)
     (found,) = load_checkpoints([str(folder)]).values()
     levels = images.levels[:1]
-    share = found.calibration.share_below(
+    share = Calibration.read(folder).share_below(
         "likelihood_regret", *anomaly_scores(loaded.model, levels, "likelihood_regret")
     )
     told = (

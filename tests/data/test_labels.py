@@ -14,8 +14,8 @@ from hf_latentgen.data import (
     load_images,
     stream_levels,
     usable_labels,
-    without_classes,
 )
+from hf_latentgen.data.labels import without_classes
 
 
 def labelled(images, labels, feature):

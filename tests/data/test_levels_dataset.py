@@ -14,9 +14,9 @@ from hf_latentgen.data import (
     collate_levels,
     dataset_from_arrays,
     load_images,
-    replace_pixels,
     stream_levels,
 )
+from hf_latentgen.data.levels import replace_pixels
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 
 

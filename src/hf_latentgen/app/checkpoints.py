@@ -15,9 +15,8 @@ from torch import Tensor
 from hf_latentgen.data import LevelsDataset, load_images, usable_labels
 from hf_latentgen.data.descriptions import describe_data
 from hf_latentgen.data.sources import data_root
-from hf_latentgen.evaluation.anomaly import Calibration
 from hf_latentgen.evaluation.provenance import read_record
-from hf_latentgen.hub.files import CALIBRATION, has_weights
+from hf_latentgen.hub.files import has_weights
 from hf_latentgen.hub.loading import load, row_folders
 from hf_latentgen.hub.pipelines import LatentGenPipeline
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
@@ -112,13 +111,6 @@ class Checkpoint:
     def has_temperature(self) -> bool:
         """Whether samples have a temperature."""
         return self.model.has_temperature if self.prior is None else self.prior.has_temperature
-
-    @cached_property
-    def calibration(self) -> Calibration | None:
-        """What validation images score, where it was measured. Read once."""
-        if self.folder is None or not (self.folder / CALIBRATION).is_file():
-            return None
-        return Calibration.read(self.folder)
 
     @cached_property
     def digits(self) -> Digits:

@@ -2,8 +2,8 @@
 
 from hf_latentgen.data.batches import GatheredDataset, collate_levels
 from hf_latentgen.data.images import dataset_from_arrays, load_images, read_amat, read_idx, split_indices
-from hf_latentgen.data.labels import class_names, usable_labels, without_classes
-from hf_latentgen.data.levels import LevelsDataset, replace_pixels, stream_levels
+from hf_latentgen.data.labels import class_names, usable_labels
+from hf_latentgen.data.levels import LevelsDataset, stream_levels
 from hf_latentgen.data.text import TokenBlocksDataset, load_text, stream_token_blocks
 
 __all__ = [
@@ -17,10 +17,8 @@ __all__ = [
     "load_text",
     "read_amat",
     "read_idx",
-    "replace_pixels",
     "split_indices",
     "stream_levels",
     "stream_token_blocks",
     "usable_labels",
-    "without_classes",
 ]

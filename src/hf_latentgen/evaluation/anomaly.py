@@ -38,10 +38,12 @@ SHARES = (*(number / 100 for number in range(99)), *(number / 1000 for number in
 
 
 def methods_of(model: LatentGenModel) -> tuple[str, ...]:
-    """The methods that a model can give: none without a likelihood of images, with latents the regret too."""
+    """The methods that a model can give here: none without a likelihood of images, with latents the regret too."""
     if model.likelihood is None or model.config.reads_text:
         return ()
-    return (*METHODS, REGRET) if model.likelihood == "bound" else METHODS
+    # A package of the extra "benchmark".
+    missing = {"complexity_jpeg_xl"} if find_spec("imagecodecs") is None else set()
+    return tuple(method for method in (*METHODS, *[REGRET] * (model.likelihood == "bound")) if method not in missing)
 
 
 def best_method(model: LatentGenModel) -> str:
@@ -107,9 +109,9 @@ def check_method(model: LatentGenModel, method: str) -> None:
     """Raise `ValueError` unless the model can give the scores of a method."""
     allowed = methods_of(model)
     if method not in allowed:
-        raise ValueError(f"method must be one of {', '.join(allowed) or 'none'} ({model.kind}), got {method!r}")
-    if method == "complexity_jpeg_xl" and find_spec("imagecodecs") is None:
-        raise ValueError(f"method must be complexity_png where imagecodecs is not installed, got {method!r}")
+        reason = "; that of JPEG XL needs the package imagecodecs" if method == "complexity_jpeg_xl" else ""
+        told = f"{', '.join(allowed) or 'none'} ({model.kind}), got {method!r}{reason}"
+        raise ValueError(f"method must be one of {told}")
 
 
 @torch.no_grad()
@@ -188,10 +190,10 @@ def _checked_background(model: LatentGenModel, background: LatentGenModel | None
     if background is None or "likelihood_ratio" not in methods_of(background):
         given = "None" if background is None else f"a model: {background.kind}"
         raise ValueError(f"background must be a model with a likelihood of images for likelihood_ratio, got {given}")
-    names = ("image_size", "num_channels", "num_levels")
-    expected, found = ({name: getattr(each.config, name) for name in names} for each in (model, background))
+    # Their shape the background looks at itself.
+    expected, found = model.config.num_levels, background.config.num_levels
     if found != expected:
-        raise ValueError(f"background must read the images of the model, {expected}, got one for {found}")
+        raise ValueError(f"background must read images of {expected} levels, as the model does, got one for {found}")
     return background
 
 
@@ -319,14 +321,12 @@ def calibrate(
         raise ValueError(f"{told}, got {len(levels)} of {describe_data(dataset).name}")
     check_method(model, "bits_per_dim")
     levels = levels[spread_indices(len(levels), min(len(levels), MAX_IMAGES))]
-    missing = {"complexity_jpeg_xl"} if find_spec("imagecodecs") is None else set()
-    missing |= set() if background else {"likelihood_ratio"}
     bits = image_bits(model, levels, batch_size, seed)
     usual, second = float(bits.mean()), background and background.model
     given: dict = {"background": second, "usual_bits": usual, "bits": bits, "batch_size": batch_size, "seed": seed}
     quantiles = {}
     for method in methods_of(model):
-        if method not in missing:
+        if method != "likelihood_ratio" or background is not None:
             scores = np.quantile(anomaly_scores(model, levels, method, **given), SHARES)
             # Six digits tell scores apart, and keep the file small.
             quantiles[method] = [float(f"{score:.6g}") for score in scores]

@@ -14,12 +14,12 @@ from hf_latentgen.data import (
     class_names,
     load_images,
     load_text,
-    replace_pixels,
     stream_levels,
     stream_token_blocks,
     usable_labels,
-    without_classes,
 )
+from hf_latentgen.data.labels import without_classes
+from hf_latentgen.data.levels import replace_pixels
 from hf_latentgen.data.looks import look_at
 from hf_latentgen.data.speakers import renamed_copies
 from hf_latentgen.evaluation.baselines import baseline_scores

@@ -1,6 +1,5 @@
 """How unusual files are, and what validation images score: what the commands print, and where they write."""
 
-import contextlib
 import shutil
 from pathlib import Path
 
@@ -21,7 +20,6 @@ def calibrate_command(
     background: str | None,
     revision: str | None,
     data_dir: str | None,
-    seed: int,
 ) -> None:
     """Write what validation images score into the folder of a checkpoint, or elsewhere with a copy of the model.
 
@@ -35,8 +33,7 @@ def calibrate_command(
     name, dataset_options = data_of(loaded, data, read_record(loaded.folder))
     validation = find_family(loaded.model_type).load_data(loaded, name, "test", data_dir).validation
     second = None if background is None else load(background)
-    left_out = dataset_options.get("leave_out_classes", ())
-    calibration = calibrate(loaded, validation, name, second, left_out, seed=seed)
+    calibration = calibrate(loaded, validation, name, second, dataset_options.get("leave_out_classes", ()))
     target = loaded.folder if output_dir is None else Path(output_dir)
     if target.resolve() != loaded.folder.resolve():
         for file in model_files(loaded.folder):
@@ -54,20 +51,16 @@ def score_command(
     method: str | None,
     false_alarm_rate: float | None,
     background: str | None,
-    output: str | None,
     file_format: str,
     seed: int,
 ) -> None:
-    """Print the score of each file, with a method or a rate also how unusual it is, and write the table to a file.
+    """Print the score of each file, and with a method or a rate also how unusual it is.
 
     Raises:
-        ValueError: the file to write is neither CSV nor JSON, the background model is another one than that of the
-            calibration, or as in [`anomaly_scores`], [`Calibration`] and [`score_files`].
+        ValueError: the background model is another one than that of the calibration, or as in [`anomaly_scores`],
+            [`Calibration`] and [`score_files`].
         FileNotFoundError: the checkpoint has no calibration, and needs one.
     """
-    suffix = "" if output is None else Path(output).suffix
-    if output is not None and suffix not in (".csv", ".json"):
-        raise ValueError(f"output must end in .csv or .json, got {output}")
     if background is not None and method != "likelihood_ratio":
         raise ValueError(f"background must go with --method likelihood_ratio, got {method}")
     loaded = load(model, revision)
@@ -97,6 +90,3 @@ def score_command(
     print_table(headers, rows, file_format)
     if sentence and file_format == "table":
         print(sentence)
-    if output is not None:
-        with Path(output).open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-            print_table(headers, rows, suffix[1:])
