@@ -202,19 +202,43 @@ def score(
     data: Annotated[str, typer.Argument(metavar="IMAGES_OR_TEXT", help="A file, or a folder of files.")],
     model: Annotated[str, typer.Option(help="Folder, row, or name on the Hub.")],
     file_format: Annotated[Format, typer.Option("--format", help="How to print the scores.")] = Format.table,
+    method: Annotated[
+        str | None, typer.Option(help="Also how unusual each image is: bits_per_dim, typicality, complexity_png, ...")
+    ] = None,
+    false_alarm_rate: Annotated[
+        float | None, typer.Option(help="Also whether it is unusual, as this share of validation images is.")
+    ] = None,
+    background: Annotated[str | None, typer.Option(help="Second model, of likelihood_ratio.")] = None,
     revision: Revision = None,
     seed: Seed = 0,
 ) -> None:
-    """Bits per dimension of each image, or bits per byte of each text."""
+    """Bits per dimension of each image, or bits per byte of each text, and how unusual each image is."""
     with one_line_errors():
         quiet()
-        from hf_latentgen.evaluation.files import score_files
-        from hf_latentgen.hub.loading import load
-        from hf_latentgen.rows.command import print_table
+        from hf_latentgen.rows.anomaly import score_command
 
-        loaded = load(model, revision)
-        scores = score_files(loaded.model, loaded.processor, data, seed)
-        print_table(["file", loaded.model.score_name], [list(pair) for pair in scores.items()], file_format.value)
+        score_command(data, model, revision, method, false_alarm_rate, background, file_format.value, seed)
+
+
+@app.command()
+def calibrate(
+    checkpoint: CheckpointArgument,
+    data: Annotated[
+        str | None, typer.Option(help="Data set, Hub id or folder.  [default: that it was made for]")
+    ] = None,
+    output_dir: Annotated[
+        str | None, typer.Option(help="Folder to write, with a copy of the model.  [default: its own]")
+    ] = None,
+    background: Annotated[str | None, typer.Option(help="Second model, of likelihood_ratio.")] = None,
+    revision: Revision = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Score validation images, so that `score` can tell what is unusual; `evaluate` does so too."""
+    with one_line_errors():
+        quiet()
+        from hf_latentgen.rows.anomaly import calibrate_command
+
+        calibrate_command(checkpoint, data, output_dir, background, revision, data_dir)
 
 
 @app.command()

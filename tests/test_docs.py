@@ -26,7 +26,7 @@ FOLDERS = ("benchmarks/", "configs/", "docs/", "scripts/", "src/", "tests/", ".c
 # Words that stand for something of the reader's.
 PLACEHOLDERS = {"PATH", "CHECKPOINT", "NAMESPACE/NAME"}
 # Commands that need neither data nor minutes, and are run where a page has them.
-SHORT = {"env", "rows", "sample", "score"}
+SHORT = {"calibrate", "env", "rows", "sample", "score"}
 COMMANDS = typer.main.get_command(hf_latentgen_cli.app).commands
 # typer brings a click of its own or takes the one that is installed.
 UsageError = typer.BadParameter.__base__

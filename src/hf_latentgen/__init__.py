@@ -25,6 +25,7 @@ from hf_latentgen.models.tokenization_bytes import ByteTokenizer
 
 if TYPE_CHECKING:
     from hf_latentgen.data import LevelsDataset, TokenBlocksDataset, collate_levels, load_images, load_text
+    from hf_latentgen.evaluation.anomaly import anomaly_scores
     from hf_latentgen.hub.loading import load
     from hf_latentgen.hub.pipelines import LatentGenPipeline
     from hf_latentgen.models.local_attention import local_attention, local_attention_reference
@@ -66,6 +67,7 @@ _MODULES = {
     "LikelihoodTrainer": "training.likelihood",
     "TokenBlocksDataset": "data",
     "VAEOutput": "models.modeling_vae",
+    "anomaly_scores": "evaluation.anomaly",
     "collate_levels": "data",
     "load": "hub.loading",
     "load_images": "data",
@@ -100,6 +102,7 @@ __all__ = [
     "VAEOutput",
     "VLAEConfig",
     "VLAEModel",
+    "anomaly_scores",
     "collate_levels",
     "load",
     "load_images",

@@ -1,3 +1,4 @@
+import shutil
 import struct
 import zlib
 
@@ -7,9 +8,12 @@ import torch
 from PIL import Image, ImageDraw
 
 from app_common import last
+from hf_latentgen import LevelsDataset, anomaly_scores, load, load_images
 from hf_latentgen.app import inference
+from hf_latentgen.app.checkpoints import load_checkpoints
 from hf_latentgen.app.figures import MAP_SIZE, PLANE_LEFT, PLANE_SIZE, PLANE_TOP, point_at
 from hf_latentgen.app.inference import ANY_CLASS
+from hf_latentgen.evaluation.anomaly import Calibration, calibrate
 
 
 def pixels(picture):
@@ -311,3 +315,20 @@ def test_texts_out_of_range_are_refused(checkpoints):
     ):
         with pytest.raises(ValueError, match=message):
             list(inference.continue_text(checkpoints["bytes"], *arguments))
+
+
+def test_an_image_is_told_its_place_among_validation_images(checkpoints, folders, tmp_path):
+    assert "validation images" not in inference.reconstruct(checkpoints["vae"], torch.zeros(1, 1, 8, 8).byte(), 0)[-1]
+    folder = shutil.copytree(folders["vae"], tmp_path / "vae")
+    loaded = load(folder)
+    images = LevelsDataset(load_images("digits", "validation"), loaded.processor)
+    calibrate(loaded, images, "digits").write(folder)
+    (found,) = load_checkpoints([str(folder)]).values()
+    levels = images.levels[:1]
+    share = Calibration.read(folder).share_below(
+        "likelihood_regret", *anomaly_scores(loaded.model, levels, "likelihood_regret")
+    )
+    told = (
+        f"By its likelihood regret it is more unusual than {share:.1%} of 200 validation images of scikit-learn digits."
+    )
+    assert told in inference.reconstruct(found, levels, 0)[-1]

@@ -14,12 +14,15 @@ from hf_latentgen import (
     ByteTokenizer,
     LocalTransformerConfig,
     LocalTransformerForCausalLM,
+    anomaly_scores,
     load,
     load_images,
 )
 from hf_latentgen.coding import read_info
+from hf_latentgen.evaluation.anomaly import Calibration
+from hf_latentgen.evaluation.files import levels_of_files
 from hf_latentgen.evaluation.results import Results
-from rows_common import names
+from rows_common import names, save_vae
 
 
 @pytest.fixture
@@ -161,3 +164,94 @@ def test_a_row_is_proved_by_a_file(command, repository, here):
     size = found.pop("bits_per_dim_on_disk")
     assert found == {name: value for name, value in before.items() if name != "bits_per_dim_on_disk"}
     assert before["bits_per_dim"] < size < 1.1 * before["bits_per_dim"]
+
+
+@pytest.fixture
+def calibrated(command, checkpoint):
+    """The same checkpoint with what validation images score."""
+    text = command(f"calibrate {checkpoint}")
+    assert "likelihood_regret of 200 validation images of digits" in " ".join(text.split())
+    return checkpoint
+
+
+@pytest.fixture
+def noise(images, here):
+    """The folder of images with one more, of noise."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)).save(here / "images" / "d.png")
+
+
+def test_files_are_reported_as_unusual(command, calibrated, noise):
+    words = f"score images --model {calibrated} --method complexity_png --false-alarm-rate 0.1"
+    text = command(words)
+    entries = json.loads(command(f"{words} --format json"))
+    header, *lines = csv.reader(io.StringIO(command(f"{words} --format csv")))
+    assert header == ["file", "bits per dimension", "complexity_png", "unusual"]
+    assert [line[0] for line in lines] == ["a.png", "b.png", "d.png", "more/c.png"]
+    known = Calibration.read(calibrated)
+    threshold = known.threshold("complexity_png", 0.1)
+    loaded = load(calibrated)
+    _, levels = levels_of_files(loaded.processor, "images")
+    scores = anomaly_scores(loaded.model, levels, "complexity_png")
+    for entry, line, score in zip(entries, lines, scores, strict=True):
+        assert float(line[2]) == entry["complexity_png"] == pytest.approx(score)
+        assert (line[3] == "True") == entry["unusual"] == (score > threshold)
+    assert f"complexity_png above {threshold:.4f}, as for 0.1 of 200 validation images of digits" in text
+    plain = json.loads(command(f"score images --model {calibrated} --format json"))
+    assert [entry["bits per dimension"] for entry in plain] == [entry["bits per dimension"] for entry in entries]
+
+
+def test_without_a_method_the_best_one_is_taken(command, calibrated, images):
+    header, *_ = command(f"score images --model {calibrated} --false-alarm-rate 0.1 --format csv").splitlines()
+    assert header == "file,bits per dimension,likelihood_regret,unusual"
+    header, *_ = command("score images --model local_digits --method complexity_png --format csv").splitlines()
+    assert header == "file,bits per dimension,complexity_png"
+
+
+def test_a_ratio_needs_the_model_that_it_was_calibrated_with(command, refused, checkpoint, images, here):
+    other = save_vae(here / "other", latent_dim=3)
+    words = f"score images --model {checkpoint} --method likelihood_ratio --false-alarm-rate 0.1"
+    command(f"calibrate {checkpoint} --background {other}")
+    assert "yes" in (text := command(f"{words} --background {other}")) or "no" in text
+    assert "background must have the weights" in refused(f"{words} --background {checkpoint}")
+    assert "background must be a model" in refused(words)
+
+
+def test_a_calibration_elsewhere_brings_the_model_along(command, vae, images, here):
+    command(f"calibrate {vae} --data digits --output-dir elsewhere")
+    assert not (vae / "calibration.json").exists()
+    assert names(here / "elsewhere") == [
+        "calibration.json",
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    ]
+    assert "unusual" in command("score images --model elsewhere --false-alarm-rate 0.05")
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("--false-alarm-rate 0.1", "calibration.json does not exist; hf-latentgen calibrate CHECKPOINT"),
+        ("--method typicality", "calibration.json does not exist; hf-latentgen calibrate CHECKPOINT"),
+        ("--method regret", "method must be one of bits_per_dim, typicality"),
+        ("--background {vae}", "background must go with --method likelihood_ratio, got None"),
+        ("--method likelihood_ratio", "background must be a model with a likelihood of images"),
+    ],
+)
+def test_mistakes_in_what_is_unusual_end_with_one_line(refused, vae, images, words, complaint):
+    assert complaint in refused(f"score images --model {vae} {words}".format(vae=vae))
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("aae_digits", "method must be one of none (adversarial autoencoder), got"),
+        ("{vae} --data few", "dataset must have at least 50 validation images for a calibration, got 1 of few"),
+    ],
+)
+def test_mistakes_in_calibrating_end_with_one_line(refused, vae, images, here, words, complaint):
+    (here / "few").mkdir()
+    for split in ("train", "validation", "test"):
+        shutil.copytree(here / "images" / "more", here / "few" / split)
+    assert complaint in refused(f"calibrate {words}".format(vae=vae))
+    assert not (vae / "calibration.json").exists()

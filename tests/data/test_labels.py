@@ -7,7 +7,15 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
 from data_common import write_parquet
-from hf_latentgen.data import LevelsDataset, class_names, dataset_from_arrays, load_images, stream_levels, usable_labels
+from hf_latentgen.data import (
+    LevelsDataset,
+    class_names,
+    dataset_from_arrays,
+    load_images,
+    stream_levels,
+    usable_labels,
+)
+from hf_latentgen.data.labels import without_classes
 
 
 def labelled(images, labels, feature):
@@ -120,3 +128,30 @@ def test_a_stream_that_states_no_columns_is_judged_by_what_it_gives(random_image
     assert named.features is None
     with pytest.raises(ValueError, match="got image|got none|got 'cat' for row 0"):
         LevelsDataset(named, processor, with_labels=True)
+
+
+def test_images_of_some_classes_are_left_out(random_images):
+    dataset = dataset_from_arrays(random_images, np.arange(60) % 4, split="train")
+    kept = without_classes(dataset, [1, 3])
+    assert kept["label"] == [0, 2] * 15
+    assert (np.asarray(kept[1]["image"]) == random_images[2]).all()
+    # The others keep their numbers.
+    assert class_names(kept) == class_names(dataset)
+    assert len(without_classes(dataset, [])) == 60
+
+
+@pytest.mark.parametrize("classes", [4, [4], ["1"], [0, 1, 2, 3], [[1]], None])
+def test_classes_that_cannot_be_left_out_are_refused(random_images, classes):
+    dataset = dataset_from_arrays(random_images, np.arange(60) % 4, split="train")
+    with pytest.raises(ValueError) as raised:
+        without_classes(dataset, classes)
+    field = "dataset.leave_out_classes must be a list of some of the classes [0, 1, 2, 3]"
+    assert str(raised.value) == f"{field}, got {classes!r}."
+
+
+def test_classes_are_left_out_of_images_in_memory_with_labels_only(random_images):
+    dataset = dataset_from_arrays(random_images, np.arange(60) % 4, split="train")
+    with pytest.raises(ValueError, match="dataset.leave_out_classes .* dataset.streaming must be false"):
+        without_classes(dataset.to_iterable_dataset(), [1])
+    with pytest.raises(ValueError, match="must have a column 'label', got image"):
+        without_classes(dataset_from_arrays(random_images, split="train"), [1])

@@ -9,7 +9,14 @@ from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 
 from data_common import pixels, write_parquet
-from hf_latentgen.data import LevelsDataset, collate_levels, dataset_from_arrays, load_images, stream_levels
+from hf_latentgen.data import (
+    LevelsDataset,
+    collate_levels,
+    dataset_from_arrays,
+    load_images,
+    stream_levels,
+)
+from hf_latentgen.data.levels import replace_pixels
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 
 
@@ -122,3 +129,26 @@ def test_saved_and_reloaded_data_sets_keep_their_images(tmp_path, random_images)
     full = DatasetDict(test=dataset_from_arrays(random_images, np.arange(60) % 3, split="test"))
     full.save_to_disk(tmp_path / "saved")
     assert (pixels(DatasetDict.load_from_disk(tmp_path / "saved")["test"]) == random_images).all()
+
+
+def test_a_share_of_the_pixels_is_replaced_by_levels_drawn_at_random():
+    levels = torch.full((1500, 1, 6, 5), 3, dtype=torch.uint8)
+    replaced = replace_pixels(levels, 0.3, 16, seed=1)
+    assert replaced.dtype == torch.uint8
+    assert (levels == 3).all()
+    # Of 45,000 values; one of sixteen is replaced by what it was.
+    assert (replaced != 3).float().mean().item() == pytest.approx(0.3 * 15 / 16, abs=0.01)
+    counts = replaced[replaced != 3].long().bincount(minlength=16)
+    expected = (torch.arange(16) != 3) * counts.sum() / 15
+    assert counts.tolist() == pytest.approx(expected.tolist(), rel=0.15)
+    assert not torch.equal(replaced[:476], replaced[1024:])
+    assert torch.equal(replaced, replace_pixels(levels, 0.3, 16, seed=1))
+    assert not torch.equal(replaced, replace_pixels(levels, 0.3, 16, seed=2))
+    assert replace_pixels(levels, 1, 2, seed=1).max() == 1
+
+
+@pytest.mark.parametrize("share", [0, -0.1, 1.1, True, "0.2", float("nan"), None])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ValueError) as raised:
+        replace_pixels(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), share, 16, seed=0)
+    assert str(raised.value) == f"dataset.replaced_pixels must be above 0 and at most 1, got {share!r}."

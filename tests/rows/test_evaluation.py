@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from hf_latentgen import (
     load,
     load_images,
 )
+from hf_latentgen.evaluation.anomaly import Calibration
 from hf_latentgen.evaluation.likelihood import sample_seconds
 from hf_latentgen.evaluation.results import Results
 from hf_latentgen.families import inputs, vae
@@ -71,13 +73,44 @@ def few_images(monkeypatch):
 
 def test_everything_a_card_needs_is_written(evaluation, trained, tmp_path):
     folder = write_evaluation(evaluation, trained, tmp_path / "row")
-    expected = ["config.json", "images", *(f"images/{name}" for name in IMAGES), "model.safetensors"]
+    expected = [
+        "calibration.json",
+        "config.json",
+        "images",
+        *(f"images/{name}" for name in IMAGES),
+        "model.safetensors",
+    ]
     assert names(folder) == [*expected, "preprocessor_config.json", "results.json"]
     assert Results.read(folder) == evaluation.results
     assert str(trained) not in (folder / "results.json").read_text()
     assert AutoModel.from_pretrained(folder).num_parameters() == evaluation.results.num_parameters
     assert AutoImageProcessor.from_pretrained(folder).num_levels == 16
     assert "2.5" in card_text(folder, "org/name")
+
+
+def test_what_validation_images_score_is_kept_with_the_weights(evaluation, trained, checkpoint, tmp_path):
+    found = evaluation.calibration
+    assert (found.dataset, found.num_images) == ("digits", 200)
+    assert Calibration.read(write_evaluation(evaluation, trained, tmp_path / "row")) == found
+    # Of a checkpoint that is evaluated in place, an older one is replaced.
+    replace(found, mean_bits_per_dim=1.0).write(checkpoint)
+    assert Calibration.read(write_evaluation(evaluation, checkpoint, checkpoint)) == found
+
+
+def test_too_few_validation_images_are_no_calibration(trained, monkeypatch):
+    def load_few(name, split, **where):
+        return load_images(name, split, **where).select(range(49))
+
+    monkeypatch.setattr(inputs, "load_images", load_few)
+    assert evaluate(load(trained), options=FEW).calibration is None
+
+
+def test_classes_that_the_training_left_out_are_not_usual(checkpoint):
+    write_run(checkpoint, dataset={"name": "digits", "leave_out_classes": [0, 7]})
+    labels = torch.tensor(load_images("digits", "validation")["label"])
+    evaluation = evaluate(load(checkpoint), options=FEW)
+    assert evaluation.calibration.num_images == int(((labels != 0) & (labels != 7)).sum()) < 200
+    assert evaluation.results.dataset_options == {"leave_out_classes": [0, 7]}
 
 
 def test_scores_and_where_they_come_from(evaluation):
@@ -153,7 +186,8 @@ def test_a_new_evaluation_replaces_the_old_one_and_keeps_other_files(evaluation,
 def test_the_checkpoint_may_be_its_own_output(evaluation, checkpoint):
     before = names(checkpoint)
     write_evaluation(evaluation, checkpoint, checkpoint)
-    assert set(names(checkpoint)) == {*before, "results.json", "images", *(f"images/{name}" for name in IMAGES)}
+    written = {"calibration.json", "results.json", "images", *(f"images/{name}" for name in IMAGES)}
+    assert set(names(checkpoint)) == {*before, *written}
     load(checkpoint)
 
 

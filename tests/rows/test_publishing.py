@@ -58,6 +58,11 @@ def folder(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "row")
 
 
+def test_what_validation_images_score_is_published_with_the_weights(folder):
+    (folder / "calibration.json").write_text("{}")
+    assert prepare_upload(folder, REPO_ID).contents["calibration.json"] == folder / "calibration.json"
+
+
 @pytest.fixture
 def no_network(monkeypatch):
     """Any connection fails the test."""

@@ -15,6 +15,8 @@ from hf_latentgen.evaluation.text import count_bytes, token_nats
 from hf_latentgen.hub.loading import load, new_model
 from hf_latentgen.rows.recipes import load_recipe, recipe_files, train_recipe
 
+# Not trained yet, so that there is no row to compare with.
+UNTRAINED = {f"{kind}_fashion_mnist_4bit{ending}" for kind in ("vae", "local") for ending in ("", "_background")}
 # One that is made for folders of anybody's is no row.
 RECIPES = [path for path in recipe_files() if path.stem != "own_images"]
 VAE_RECIPES = [path for path in RECIPES if path.stem.startswith("vae_")]
@@ -67,6 +69,8 @@ def two_steps(data_dir, tmp_path):
         recipe.model = make_narrow(recipe.model)
         if "block_size" in recipe.dataset:
             recipe.dataset |= {"block_size": 64, "renamed_copies": 2}
+        # Validation images of a background model are changed too; below they are read as they are.
+        recipe.dataset.pop("replaced_pixels", None)
         if "num_labelled" in recipe.dataset:
             # Of the 36 made training images.
             recipe.dataset |= {"num_labelled": 20, "labelled_per_batch": 2}
@@ -160,6 +164,9 @@ def test_a_class_conditional_transformer_is_trained_and_scored_with_labels(tmp_p
 def test_every_recipe_makes_the_model_of_its_row(path, repository, tmp_path):
     recipe = load_recipe(path)
     recipe.family.arguments(output_dir=str(tmp_path), **recipe.training)
+    if path.stem in UNTRAINED:
+        assert not (repository / "model_cards" / path.stem).exists()
+        pytest.skip("its row is not trained yet")
     published = Results.read(repository / "model_cards" / path.stem)
     assert published.model_type == recipe.family.model_type
     if recipe.family.model_keys is None:

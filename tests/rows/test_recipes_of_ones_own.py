@@ -14,6 +14,7 @@ from hf_latentgen.data import dataset_from_arrays
 from hf_latentgen.families import inputs
 from hf_latentgen.hub.loading import load
 from hf_latentgen.rows.recipes import load_recipe, train_recipe
+from hf_latentgen.training.elbo import ELBOTrainer
 from hf_latentgen.training.likelihood import LikelihoodTrainer
 from rows_common import write_text_recipe
 
@@ -114,3 +115,31 @@ def test_copies_of_a_stream_are_refused(tmp_path):
     with pytest.raises(ValueError, match="renamed_copies needs a data set in memory, got a stream"):
         train_recipe(load_recipe(path), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_background_model_sees_replaced_pixels_and_no_class_that_is_left_out(tiny, tmp_path, monkeypatch):
+    seen = {}
+
+    def remember(self, *arguments, **options):
+        seen.update(train=options["train_dataset"].levels, validation=options["eval_dataset"].levels)
+        return init(self, *arguments, **options)
+
+    init = ELBOTrainer.__init__
+    monkeypatch.setattr(ELBOTrainer, "__init__", remember)
+    words = ["training.max_steps=1", "dataset.leave_out_classes=[4,9]"]
+    train_recipe(load_recipe(tiny, words), tmp_path / "clean")
+    clean = dict(seen)
+    folder = train_recipe(load_recipe(tiny, [*words, "dataset.replaced_pixels=0.25"]), tmp_path / "background")
+    for split, levels in clean.items():
+        images = LevelsDataset(load_images("digits", split), load(folder).processor, with_labels=True)
+        kept = images.levels[~torch.isin(images.labels, torch.tensor([4, 9]))]
+        assert torch.equal(levels, kept)
+        assert (seen[split] != levels).float().mean().item() == pytest.approx(0.25, abs=0.04)
+    run = json.loads((folder / "run.json").read_text())
+    assert run["dataset"] == {"name": "digits", "leave_out_classes": [4, 9], "replaced_pixels": 0.25}
+
+
+@pytest.mark.parametrize("word", ["dataset.replaced_pixels=0.2", "dataset.leave_out_classes=[4]"])
+def test_a_stream_can_have_neither(tiny, tmp_path, word):
+    with pytest.raises(ValueError, match=f"{word.split('=')[0]} needs a data set in memory"):
+        train_recipe(load_recipe(tiny, [word, "dataset.streaming=true"]), tmp_path / "run")

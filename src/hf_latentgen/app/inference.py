@@ -17,7 +17,10 @@ from transformers.cache_utils import DynamicCache
 
 from hf_latentgen.app.checkpoints import Checkpoint
 from hf_latentgen.app.figures import map_figure, mark_point, point_at, score_figure
+from hf_latentgen.data.descriptions import describe_data
+from hf_latentgen.evaluation.anomaly import Calibration, anomaly_scores, best_method
 from hf_latentgen.evaluation.pictures import image_grid
+from hf_latentgen.hub.files import CALIBRATION
 from hf_latentgen.models.image_processing_levels import EIGHT_BIT_MODES, convert_image
 from hf_latentgen.models.tokenization_bytes import EOS_TOKEN_ID, ByteTokenizer
 
@@ -206,10 +209,26 @@ def reconstruct(
     share = float((checkpoint.scores > score).mean())
     words = (
         f"**{score:.3f} {model.score_name}.** {share:.0%} of the compared images score worse, "
-        f"{1 - share:.0%} better. Compared with {checkpoint.digits.source}."
+        f"{1 - share:.0%} better. Compared with {checkpoint.digits.source}. {unusual(checkpoint, levels)}"
     )
     figure = score_figure(checkpoint.scores, score, model.score_name)
     return grid(checkpoint, levels, 1, SINGLE_WIDTH), grid(checkpoint, reconstruction, 1, SINGLE_WIDTH), figure, words
+
+
+def unusual(checkpoint: Checkpoint, levels: Tensor) -> str:
+    """How unusual one image is among validation images, by the best method, in a sentence; empty where none are known.
+
+    Shape: `levels` [1, C, H, W].
+    """
+    folder = checkpoint.folder
+    if folder is None or not (folder / CALIBRATION).is_file():
+        return ""
+    known, method = Calibration.read(folder), best_method(checkpoint.model)
+    (score,) = anomaly_scores(checkpoint.model, levels, method)
+    images = f"{known.num_images:,} validation images of {describe_data(known.dataset).title}"
+    return (
+        f"By its {method.replace('_', ' ')} it is more unusual than {known.share_below(method, score):.1%} of {images}."
+    )
 
 
 def interpolate(checkpoint: Checkpoint, first: float, second: float, steps: float) -> Image.Image:

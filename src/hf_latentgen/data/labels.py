@@ -1,5 +1,6 @@
 """Labels of a data set: what their classes are called, and whether a model can use them."""
 
+import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, IterableDataset, Value
 from transformers.utils import logging
@@ -34,6 +35,22 @@ def usable_labels(dataset: Dataset | IterableDataset, needed: bool = False) -> b
         raise ValueError(f"dataset cannot be used with labels: {message}.")
     logger.warning_once(f"Labels are ignored: {message}.")  # pyright: ignore[reportAttributeAccessIssue]
     return False
+
+
+def without_classes(dataset: Dataset | IterableDataset, classes: list[int]) -> Dataset:
+    """The images of a data set whose label is none of these class numbers.
+
+    Raises: ValueError when the data set is a stream or has no labels, or these are no classes of it, or all of them.
+    """
+    if not isinstance(dataset, Dataset):
+        raise ValueError("dataset.leave_out_classes needs a data set in memory: dataset.streaming must be false.")
+    usable_labels(dataset, needed=True)
+    labels = np.array(dataset["label"])
+    known = np.unique(labels).tolist()
+    is_list = isinstance(classes, list) and all(number in known for number in classes)
+    if not is_list or len({*classes}) == len(known):
+        raise ValueError(f"dataset.leave_out_classes must be a list of some of the classes {known}, got {classes!r}.")
+    return dataset.select(np.flatnonzero(~np.isin(labels, classes)))
 
 
 def encode_strings(dataset: Dataset, names: list[str]) -> Dataset:

@@ -91,6 +91,23 @@ def stream_levels(
     )
 
 
+def replace_pixels(levels: torch.Tensor, share: float, num_levels: int, seed: int) -> torch.Tensor:
+    """Images in which a share of the values is replaced by levels drawn at random. uint8 [N, C, H, W].
+
+    Raises: ValueError for a share that is not above 0 and at most 1.
+
+    Source: Ren et al. (2019), Likelihood Ratios for Out-of-Distribution Detection.
+    """
+    if isinstance(share, bool) or not isinstance(share, float | int) or not 0 < share <= 1:
+        raise ValueError(f"dataset.replaced_pixels must be above 0 and at most 1, got {share!r}.")
+    generator, parts = torch.Generator().manual_seed(seed), []
+    # Random numbers of all images at once would take four times the memory of the images.
+    for part in levels.split(1024):
+        drawn = torch.randint(num_levels, part.shape, generator=generator, dtype=torch.uint8)
+        parts.append(torch.where(torch.rand(part.shape, generator=generator) < share, drawn, part))
+    return torch.cat(parts)
+
+
 def rows_at_once(dataset: Dataset | IterableDataset) -> int:
     """How many rows of a data set are read at a time."""
     return ROWS_AT_ONCE if isinstance(dataset, Dataset) else STREAMED_ROWS_AT_ONCE

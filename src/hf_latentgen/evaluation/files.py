@@ -7,10 +7,9 @@ import torch
 from PIL import Image
 
 from hf_latentgen.data.sources import walk_files
+from hf_latentgen.evaluation.anomaly import image_bits
 from hf_latentgen.evaluation.text import full_context, text_scores
 from hf_latentgen.models.modeling_latentgen import LatentGenModel
-
-BATCH_SIZE = 64
 
 
 def score_files(model: LatentGenModel, processor: Any, path: str | Path, seed: int = 0) -> dict[str, float]:
@@ -28,19 +27,25 @@ def score_files(model: LatentGenModel, processor: Any, path: str | Path, seed: i
     """
     if model.likelihood is None:
         raise ValueError(f"model must have a likelihood to score files, and this has none: {model.kind}")
-    files = list_files(Path(path), images=not model.config.reads_text)
-    names = {file: file.relative_to(path).as_posix() if Path(path).is_dir() else file.name for file in files}
     if model.config.reads_text:
-        context = full_context(model)
-        return {names[file]: text_scores(model, [file.read_bytes()], context)["bits_per_byte"] for file in files}
-    generator, scores = torch.Generator().manual_seed(seed), {}
-    for start in range(0, len(files), BATCH_SIZE):
-        batch = files[start : start + BATCH_SIZE]
-        levels = torch.cat([_read(file, processor) for file in batch]).to(model.device)
-        with torch.no_grad():
-            values = model.score(levels, generator).tolist()
-        scores |= {names[file]: value for file, value in zip(batch, values, strict=True)}
-    return scores
+        context, files = full_context(model), list_files(Path(path), images=False)
+        scores = [text_scores(model, [file.read_bytes()], context)["bits_per_byte"] for file in files]
+        return dict(zip(_names(files, Path(path)), scores, strict=True))
+    names, levels = levels_of_files(processor, path)
+    return dict(zip(names, image_bits(model, levels, seed=seed).tolist(), strict=True))
+
+
+def levels_of_files(processor: Any, path: str | Path) -> tuple[list[str], torch.Tensor]:
+    """Names of the images in a file or folder, and their levels. [N, C, H, W].
+
+    Errors and arguments as in [`score_files`].
+    """
+    files = list_files(Path(path), images=True)
+    return _names(files, Path(path)), torch.cat([_read(file, processor) for file in files])
+
+
+def _names(files: list[Path], path: Path) -> list[str]:
+    return [file.relative_to(path).as_posix() if path.is_dir() else file.name for file in files]
 
 
 def list_files(path: Path, images: bool) -> list[Path]:

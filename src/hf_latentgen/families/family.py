@@ -13,6 +13,9 @@ from hf_latentgen.hub.loading import Checkpoint
 from hf_latentgen.training.arguments import LatentTrainingArguments
 from hf_latentgen.training.trainer import LatentTrainer
 
+# Keys that the `dataset` section of a recipe of images may have.
+IMAGE_KEYS = ("name", "streaming", "skip_broken", "allow_grey", "leave_out_classes", "replaced_pixels")
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -148,7 +151,7 @@ class Family:
     template: Path
     arguments: type[LatentTrainingArguments] = LatentTrainingArguments
     model_keys: tuple[str, ...] | None = None
-    dataset_keys: tuple[str, ...] = ("name", "streaming", "skip_broken", "allow_grey")
+    dataset_keys: tuple[str, ...] = IMAGE_KEYS
     seconds_per_sample: Callable[[Checkpoint, Data, Options], float] | None = None
     seconds_of_pictures: Callable[[Checkpoint], float] | None = None
     baselines: Callable[[LatentTrainer], dict[str, float]] | None = None

@@ -18,6 +18,8 @@ from hf_latentgen.data import (
     stream_token_blocks,
     usable_labels,
 )
+from hf_latentgen.data.labels import without_classes
+from hf_latentgen.data.levels import replace_pixels
 from hf_latentgen.data.looks import look_at
 from hf_latentgen.data.speakers import renamed_copies
 from hf_latentgen.evaluation.baselines import baseline_scores
@@ -54,6 +56,9 @@ def image_parts(setup: Setup, needs_labels: bool = False, is_taught: bool = Fals
     name, streaming = setup.dataset["name"], setup.dataset.get("streaming", False)
     training = load_images(name, "train", data_dir=setup.data_dir, streaming=streaming)
     validation = load_images(name, "validation", data_dir=setup.data_dir, streaming=streaming)
+    if "leave_out_classes" in setup.dataset:
+        left_out = setup.dataset["leave_out_classes"]
+        training, validation = (without_classes(images, left_out) for images in (training, validation))
     if setup.checkpoint is None:
         config = AutoConfig.for_model(**setup.model)
         if needs_labels:
@@ -71,6 +76,13 @@ def image_parts(setup: Setup, needs_labels: bool = False, is_taught: bool = Fals
     if "num_labelled" in setup.dataset:
         levels = _few_labels(setup.dataset, levels, is_taught)
     held_out = LevelsDataset(validation, processor, needs_labels, setup.skipped)
+    if "replaced_pixels" in setup.dataset:
+        if not isinstance(levels, LevelsDataset):
+            raise ValueError("dataset.replaced_pixels needs a data set in memory: dataset.streaming must be false")
+        for images in (levels, held_out):
+            # Once for all epochs: a resumed training sees the same images.
+            share = setup.dataset["replaced_pixels"]
+            images.levels = replace_pixels(images.levels, share, processor.num_levels, setup.seed)
     return {"model": model, "processing_class": processor, "train_dataset": levels, "eval_dataset": held_out}
 
 

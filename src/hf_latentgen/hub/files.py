@@ -13,8 +13,10 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS
 WEIGHTS = "model.safetensors"
 PROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER_CONFIGS = ("tokenizer_config.json",)
+# What validation images score.
+CALIBRATION = "calibration.json"
 # With the weights, `README.md` and `images/*.png`, all that is ever published, whoever publishes; code when asked for.
-CONFIGS = (CONFIG_NAME, GENERATION_CONFIG_NAME, *PROCESSOR_CONFIGS, *TOKENIZER_CONFIGS)
+CONFIGS = (CONFIG_NAME, GENERATION_CONFIG_NAME, *PROCESSOR_CONFIGS, *TOKENIZER_CONFIGS, CALIBRATION)
 INDEX = "model_index.json"
 # Of a pipeline, whose parts lie in folders of their own.
 PIPELINE_FILES = (

@@ -46,7 +46,7 @@ PROCESSORS = (
 # commit deletes those that it does not hold, and the code that lies beside this file. Files of other names stay.
 PART = r"(model|processor|denoiser|scheduler)/"
 REPLACED = (
-    rf"(diffusion_pytorch_)?model(-\d{{5}}-of-\d{{5}})?\.safetensors(\.index\.json)?|(generation_)?config\.json|"
+    rf"(diffusion_pytorch_)?model(-\d{{5}}-of-\d{{5}})?\.safetensors(\.index\.json)?|((generation_)?config|calibration)\.json|"
     rf"{PROCESSORS}|{PART}[^/]+\.(json|safetensors|py)|({PART})?((diffusion_)?pytorch_model.*\.bin(\.index\.json)?|"
     r"training_args\.bin|(optimizer|scheduler|scaler)\.(pt|bin)|rng_state.*\.pth)|pipeline\.py|"
 ) + "|".join(re.escape(path.name) for path in Path(__file__).parent.glob("[!_]*.py"))

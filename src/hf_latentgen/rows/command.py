@@ -39,14 +39,16 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], file_f
     else:
         table = Table(*headers, box=None, show_header=any(headers), pad_edge=False)
         for row in rows:
-            table.add_row(
-                *(
-                    f"{cell:.4f}" if isinstance(cell, float) else f"{cell:,}" if isinstance(cell, int) else str(cell)
-                    for cell in row
-                )
-            )
+            table.add_row(*map(_shown, row))
         # A file or another program takes lines of any length.
         Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _shown(cell: object) -> str:
+    """A cell as people read it."""
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    return f"{cell:.4f}" if isinstance(cell, float) else f"{cell:,}" if isinstance(cell, int) else str(cell)
 
 
 def parse_budget(text: str) -> float:

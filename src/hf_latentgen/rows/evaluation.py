@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from hf_latentgen.evaluation.anomaly import MIN_IMAGES, Calibration, calibrate, methods_of
 from hf_latentgen.evaluation.likelihood import MOST_SAMPLES, OTHER_PASSES, affordable_samples
 from hf_latentgen.evaluation.pictures import score_history
 from hf_latentgen.evaluation.provenance import (
@@ -35,10 +36,11 @@ MAX_WEIGHT_BYTES = 20 * 2**20
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results with the pictures that belong to them, by name."""
+    """Results with the pictures that belong to them, by name, and what validation images score, if they are enough."""
 
     results: Results
     pictures: dict[str, Image.Image]
+    calibration: Calibration | None = None
 
 
 def evaluate(
@@ -74,10 +76,7 @@ def evaluate(
     family = find_family(checkpoint.model_type, families)
     check_options(family, options, checkpoint)
     record = read_record(checkpoint.folder)
-    name = dataset or record.get("dataset")
-    if name is None:
-        found = f"{checkpoint.folder} holds neither {RECORD} nor {FILE}"
-        raise ValueError(f"dataset must be named for a checkpoint without a record of its training, and {found}")
+    name, dataset_options = data_of(checkpoint, dataset, record)
     same_data = name == record.get("dataset")
     data = family.load_data(checkpoint, name, split, data_dir)
     # All splits are read now, so that what is missing shows before anything is measured.
@@ -119,13 +118,31 @@ def evaluate(
             "versions": versions(),
             "git_commit": git_commit(),
         },
-        dataset_options=record.get("dataset_options", {}) if same_data else {},
+        dataset_options=dataset_options,
         **{key: record[key] for key in PROVENANCE if key in record},
     )
     if not same_data:
         # Published values are of a recipe and its data.
         results = replace(results, reference=[])
-    return Evaluation(results, family.draw(checkpoint, data, results, options.seed) | draw_history(results, family))
+    pictures = family.draw(checkpoint, data, results, options.seed) | draw_history(results, family)
+    calibration = None
+    if denoiser is None and methods_of(checkpoint.model) and len(data.validation) >= MIN_IMAGES:
+        left_out = dataset_options.get("leave_out_classes", ())
+        calibration = calibrate(checkpoint, data.validation, name, left_out=left_out, seed=options.seed)
+    return Evaluation(results, pictures, calibration)
+
+
+def data_of(checkpoint: Checkpoint, dataset: str | None, record: dict) -> tuple[str, dict]:
+    """Name of the data that a checkpoint is measured on, that of its record if None, and how training data was changed.
+
+    Raises:
+        ValueError: no data set is named and none recorded.
+    """
+    name = dataset or record.get("dataset")
+    if name is None:
+        found = f"{checkpoint.folder} holds neither {RECORD} nor {FILE}"
+        raise ValueError(f"dataset must be named for a checkpoint without a record of its training, and {found}")
+    return name, record.get("dataset_options", {}) if name == record.get("dataset") else {}
 
 
 def redraw(folder: Path, data_dir: str | None = None, families: tuple[Family, ...] = FAMILIES) -> None:
@@ -218,6 +235,8 @@ def write_evaluation(evaluation: Evaluation, checkpoint: Path, folder: Path) -> 
                     shutil.copyfile(source, target)
                 else:
                     (folder / name).unlink(missing_ok=True)
+        if evaluation.calibration is not None:
+            evaluation.calibration.write(staging)
         # The results come last: where they are, all is.
         for path in sorted(staging.iterdir(), key=lambda path: path.name == FILE):
             if path.is_dir() and (folder / path.name).exists():
