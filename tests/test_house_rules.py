@@ -21,7 +21,7 @@ import hf_latentgen
 PACKAGE = "src/hf_latentgen"
 MAX_FILE_LINES = 450
 # Of code: docstrings, comments and blank lines are free.
-MAX_PACKAGE_LINES = 11_500
+MAX_PACKAGE_LINES = 12_000
 MAX_SCRIPT_LINES = 120
 MAX_FILE_BYTES = 3 * 2**20
 # So that everybody can score every row again, and a clone stays small.
