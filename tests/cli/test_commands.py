@@ -91,13 +91,13 @@ def test_colours_are_lost_only_where_that_is_allowed(command, refused, here, che
 def test_smaller_images_are_said(command, photos, caplog):
     with caplog.at_level("WARNING"):
         command("train small.yaml dataset.name=pictures model.num_channels=3")
-    assert "the images of pictures, 12x12, become 8x8: the recipe" in caplog.text
+    assert "the images of pictures, 12x12, become 8x8, the size of the recipe" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ("missing.yaml", "no recipe at missing.yaml"),
+        ("missing.yaml", "no recipe and no folder of images at missing.yaml"),
         ("vae_digit", "the nearest row is vae_digits"),
         ("small.yaml training.lr=1", "unknown key training.lr; the nearest valid key is training."),
         ("small.yaml training.seed", "an override must have the form section.key=value, got 'training.seed'"),

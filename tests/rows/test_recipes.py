@@ -250,7 +250,7 @@ def test_a_recipe_of_several_sizes_is_taken_at_one(tmp_path):
 
 
 def test_a_file_that_is_no_recipe_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no recipe at .*missing.yaml"):
+    with pytest.raises(FileNotFoundError, match="no recipe and no folder of images at .*missing.yaml"):
         load_recipe(tmp_path / "missing.yaml")
     for text in ("- a list\n", "training: [\n", "training: ${missing}\n"):
         (tmp_path / "bad.yaml").write_text(text)

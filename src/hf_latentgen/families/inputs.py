@@ -105,7 +105,8 @@ def check_looks(images: Dataset | IterableDataset, processor: LevelsImageProcess
     size: Any = processor.size
     if min(looks.width, looks.height) > size.height:
         logger.warning(
-            f"the images of {name}, {looks.width}x{looks.height}, become {size.width}x{size.height}: {origin}"
+            f"the images of {name}, {looks.width}x{looks.height}, become {size.width}x{size.height}, "
+            f"the size of {origin}"
         )
 
 

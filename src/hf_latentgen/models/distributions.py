@@ -369,9 +369,14 @@ class DeterministicPixels:
         return _draw(self, output, generator)
 
 
-def _draw(pixels: Pixels | DeterministicPixels, output: str, generator: torch.Generator | None) -> Tensor:
+def check_output(output: str) -> None:
+    """Raise `ValueError` unless images can be drawn as `output`."""
     if output not in OUTPUTS:
         raise ValueError(f"output must be one of {OUTPUTS}, got {output!r}")
+
+
+def _draw(pixels: Pixels | DeterministicPixels, output: str, generator: torch.Generator | None) -> Tensor:
+    check_output(output)
     if output == "sample":
         return pixels.sample(generator)
     return pixels.mode if output == "mode" else pixels.mean

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_vlae import VLAEConfig
-from .distributions import Pixels, Values, check_generator
+from .distributions import Pixels, Values, check_generator, check_output
 from .modeling_latentgen import check_completion
 from .modeling_vae import VAEModel
 from .pixel_decoders import LinearPrediction, NeighborhoodAttention, PixelDecoder, RasterAttention
@@ -56,7 +56,7 @@ class VLAEModel(VAEModel):
     ) -> Tensor:
         """Images drawn from the latent means of images, as levels. [B, C, H, W]. Arguments as in `sample`.
 
-        The mean and the mode, each pixel's after the most probable ones before it, are no average and hide the code.
+        The mode, each pixel's after the most probable ones before it, hides the code.
         """
         return super().reconstruct(pixel_values, output, generator)
 
@@ -146,14 +146,19 @@ class LocalPixels(Pixels):
 
     @property
     def mean(self) -> Tensor:
-        """The expected level of each value, what comes before being taken at its mode. [B, C, H, W]."""
-        *_, images = self.by_row(self._blank(torch.int64), 0, "mean", None)
+        """The expected level of each value given those before it, which are drawn. [B, C, H, W]."""
+        return self.draw("mean")
+
+    def draw(self, output: str, generator: torch.Generator | None = None) -> Tensor:
+        """Images as a sample, the mode or the mean given what comes before. [B, C, H, W] levels. See [`Pixels`]."""
+        check_output(output)
+        *_, images = self.by_row(self._blank(torch.int64), 0, output, generator)
         return images
 
     def by_row(self, levels: Tensor, rows: int, output: str, generator: torch.Generator | None) -> Iterator[Tensor]:
         """Images as given, and after each row that is drawn below the first `rows`. [B, C, H, W].
 
-        Arguments as in `draw`; the mean is that of each value, what comes before being taken at its mode.
+        Arguments as in `draw`; the mean is that of each value, what comes before being drawn.
         """
         levels = levels.clone()
         shown = levels.float() if output == "mean" else levels
@@ -163,7 +168,7 @@ class LocalPixels(Pixels):
             if place[-2].start > drawn:
                 drawn = place[-2].start
                 yield shown.clone()
-            levels[place] = values.sample(generator) if output == "sample" else values.mode
+            levels[place] = values.mode if output == "mode" else values.sample(generator)
             if output == "mean":
                 shown[place] = values.mean
         if rows < levels.shape[2]:

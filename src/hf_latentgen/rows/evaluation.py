@@ -85,7 +85,7 @@ def evaluate(
         seconds = family.seconds_per_sample(checkpoint, data, options)
         pictures = family.seconds_of_pictures(checkpoint) if family.seconds_of_pictures else 0.0
         if options.budget is not None:
-            options = replace(options, num_importance_samples=affordable_samples(seconds, options.budget - pictures))
+            options = replace(options, num_importance_samples=affordable_samples(seconds, options.budget))
             command += f" --num-importance-samples {options.num_importance_samples}"
         if say:
             say(cost_in_words(seconds, pictures, options.num_importance_samples))
@@ -172,11 +172,10 @@ def draw_history(results: Results, family: Family) -> dict[str, Image.Image]:
 def cost_in_words(seconds: float, pictures: float, num_samples: int | None) -> str:
     """What an evaluation is going to take, from seconds of one importance sample of every image and of the pictures."""
     most, count = MOST_SAMPLES, MOST_SAMPLES if num_samples is None else num_samples
-    total = (count + OTHER_PASSES) * seconds + pictures
-    takes = f"K = {count} importance samples an image: about {duration(total)}"
-    if pictures >= 1:
-        takes += f", {duration(pictures)} of it for the pictures"
-    return takes if count >= most else f"{takes}; K = {most} would take {duration(most * seconds)}"
+    takes = f"K = {count} importance samples an image: about {duration((count + OTHER_PASSES) * seconds)}"
+    if count < most:
+        takes += f"; K = {most} would take {duration(most * seconds)}"
+    return f"{takes}; pictures, which no budget bounds: about {duration(pictures)}" if pictures >= 1 else takes
 
 
 def check_options(family: Family, options: Options, checkpoint: Checkpoint) -> None:

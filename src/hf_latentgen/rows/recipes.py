@@ -82,7 +82,9 @@ def find_recipe(name: str | Path) -> Path:
         return packed
     nearest = difflib.get_close_matches(Path(name).stem, [path.stem for path in recipe_files()], n=1, cutoff=0.0)
     hint = f"; the nearest row is {nearest[0]}" if nearest else ""
-    raise FileNotFoundError(f"no recipe at {name}; a recipe is a YAML file, or the name of a row{hint}")
+    raise FileNotFoundError(
+        f"no recipe and no folder of images at {name}; a recipe is a YAML file, or the name of a row{hint}"
+    )
 
 
 def load_recipe(
