@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hf_latentgen import VLAEConfig, VLAEModel, load, load_images
+from hf_latentgen import VLAEConfig, VLAEModel, load
 from hf_latentgen.families import inputs
 from hf_latentgen.families.family import Options
 from hf_latentgen.families.vlae import VLAE
 from hf_latentgen.rows.cards import card_text
 from hf_latentgen.rows.evaluation import evaluate, write_evaluation
-from rows_common import save_checkpoint, write_run
+from rows_common import load_few, save_checkpoint, write_run
 
 
 @pytest.fixture
@@ -36,9 +36,6 @@ def checkpoint(tmp_path):
 
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch):
-    def load_few(name, split, **where):
-        return load_images(name, split, **where).select(range(80))
-
     monkeypatch.setattr(inputs, "load_images", load_few)
 
 
@@ -55,6 +52,11 @@ def test_code_and_pixels_are_measured_and_drawn(checkpoint, tmp_path):
     assert not {"samples_mean", "samples_mode"} & set(evaluation.pictures)
     shown = {"samples", "reconstructions", "interpolations", "completions", "same_code", "same_code_groups_1"}
     assert shown <= set(evaluation.pictures)
+    # The regret takes minutes, and is left to a command of its own.
+    assert evaluation.calibration is not None
+    assert {"bits_per_dim", "typicality"} <= set(evaluation.calibration.quantiles)
+    assert "likelihood_regret" not in evaluation.calibration.quantiles
+    assert evaluation.calibration.best_method == "complexity_png"
     assert said[0].startswith("K = 2 importance samples an image: about ")
     folder = write_evaluation(evaluation, checkpoint, tmp_path / "row")
     assert "Images are drawn." in card_text(folder, "org/name")

@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache
 from hf_latentgen.app.checkpoints import Checkpoint
 from hf_latentgen.app.figures import map_figure, mark_point, point_at, score_figure
 from hf_latentgen.data.descriptions import describe_data
-from hf_latentgen.evaluation.anomaly import Calibration, anomaly_scores, best_method
+from hf_latentgen.evaluation.anomaly import Calibration, anomaly_scores
 from hf_latentgen.evaluation.pictures import image_grid
 from hf_latentgen.hub.files import CALIBRATION
 from hf_latentgen.models.image_processing_levels import EIGHT_BIT_MODES, convert_image
@@ -223,7 +223,8 @@ def unusual(checkpoint: Checkpoint, levels: Tensor) -> str:
     folder = checkpoint.folder
     if folder is None or not (folder / CALIBRATION).is_file():
         return ""
-    known, method = Calibration.read(folder), best_method(checkpoint.model)
+    known = Calibration.read(folder)
+    method = known.best_method
     (score,) = anomaly_scores(checkpoint.model, levels, method)
     images = f"{known.num_images:,} validation images of {describe_data(known.dataset).title}"
     return (

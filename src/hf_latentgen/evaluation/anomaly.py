@@ -46,11 +46,6 @@ def methods_of(model: LatentGenModel) -> tuple[str, ...]:
     return tuple(method for method in (*METHODS, *[REGRET] * (model.likelihood == "bound")) if method not in missing)
 
 
-def best_method(model: LatentGenModel) -> str:
-    """The method that is taken where none is named: it needs no second model, and tells most with this one."""
-    return REGRET if REGRET in methods_of(model) else "complexity_png"
-
-
 def anomaly_scores(
     model: LatentGenModel,
     images: Tensor,
@@ -259,13 +254,19 @@ class Calibration:
             raise ValueError(f"false_alarm_rate must be {told}, got {false_alarm_rate:g}")
         return float(np.interp(1 - false_alarm_rate, self.shares, self._quantiles(method)))
 
+    @property
+    def best_method(self) -> str:
+        """The method that is taken where none is named: it needs no second model, and tells most of those known."""
+        return REGRET if REGRET in self.quantiles else "complexity_png"
+
     def share_below(self, method: str, score: float) -> float:
         """The share of the validation images whose score is lower. Errors as in `threshold`."""
         return float(np.interp(score, self._quantiles(method), self.shares))
 
     def _quantiles(self, method: str) -> list[float]:
         if method not in self.quantiles:
-            remedy = "; hf-latentgen calibrate --background adds it" if method == "likelihood_ratio" else ""
+            commands = {"likelihood_ratio": "calibrate --background", REGRET: "calibrate"}
+            remedy = f"; hf-latentgen {commands[method]} adds it" if method in commands else ""
             raise ValueError(
                 f"method must be one of {', '.join(self.quantiles)} in {CALIBRATION}, got {method!r}{remedy}"
             )
@@ -301,6 +302,7 @@ def calibrate(
     dataset: str,
     background: Checkpoint | None = None,
     left_out: Sequence[int] = (),
+    with_regret: bool = True,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
 ) -> Calibration:
@@ -308,7 +310,7 @@ def calibrate(
 
     Images of the classes `left_out`, those that the model was not trained on, are passed over. Of many images 2,000
     are scored, spread evenly. `complexity_jpeg_xl` is left out where imagecodecs is not installed, `likelihood_ratio`
-    without a background model.
+    without a background model, and on demand the regret, which takes as long as a training of an epoch or two.
 
     Raises:
         ValueError: fewer than 50 images, or a model without a likelihood of images.
@@ -325,8 +327,9 @@ def calibrate(
     usual, second = float(bits.mean()), background and background.model
     given: dict = {"background": second, "usual_bits": usual, "bits": bits, "batch_size": batch_size, "seed": seed}
     quantiles = {}
+    left_aside = {"likelihood_ratio": background is None, REGRET: not with_regret}
     for method in methods_of(model):
-        if method != "likelihood_ratio" or background is not None:
+        if not left_aside.get(method, False):
             scores = np.quantile(anomaly_scores(model, levels, method, **given), SHARES)
             # Six digits tell scores apart, and keep the file small.
             quantiles[method] = [float(f"{score:.6g}") for score in scores]

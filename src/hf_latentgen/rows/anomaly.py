@@ -2,8 +2,9 @@
 
 import shutil
 from pathlib import Path
+from typing import cast
 
-from hf_latentgen.evaluation.anomaly import Calibration, anomaly_scores, best_method, calibrate, check_method
+from hf_latentgen.evaluation.anomaly import Calibration, anomaly_scores, calibrate, check_method
 from hf_latentgen.evaluation.files import levels_of_files, score_files
 from hf_latentgen.evaluation.provenance import read_record
 from hf_latentgen.families import find_family
@@ -68,12 +69,12 @@ def score_command(
     if method is None and false_alarm_rate is None:
         rows = [list(pair) for pair in score_files(loaded.model, loaded.processor, data, seed).items()]
     else:
-        method = method or best_method(loaded.model)
-        check_method(loaded.model, method)
+        check_method(loaded.model, method or "bits_per_dim")
         second = None if background is None else load(background)
         known, threshold = None, None
         if false_alarm_rate is not None or method == "typicality":
             known = Calibration.read(loaded.folder)
+        method = method or cast(Calibration, known).best_method
         if known is not None and false_alarm_rate is not None:
             threshold = known.threshold(method, false_alarm_rate)
             if second is not None and weights_sha256(second.folder) != known.background_sha256:
