@@ -144,10 +144,12 @@ class _WindowedAttention(torch.autograd.Function):
                 "local attention on a CPU can be differentiated once, got create_graph=True; inside "
                 "torch.nn.attention.sdpa_kernel(SDPBackend.MATH) it can be differentiated twice"
             )
-        query, key, value, output, sums = ctx.saved_tensors
+        *states, sums = ctx.saved_tensors
+        # In float32 this kernel is exacter, and with small blocks twice as fast as in bfloat16.
+        query, key, value, output, gradient = (tensor.to(sums.dtype) for tensor in (*states, gradient.contiguous()))
         window, is_causal, scale, block = ctx.options
         gradients = [torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)]
-        tensors = (gradient.contiguous(), query, key, value, output, sums, *gradients)
+        tensors = (gradient, query, key, value, output, sums, *gradients)
         for part in split_rows(query.shape[1], window, block, is_causal):
             rows, keys, bias = part.rows, part.keys, part.bias(window, is_causal, query)
             for g, q, k, v, o, s, of_q, of_k, of_v in _some_heads(*tensors):
@@ -156,7 +158,7 @@ class _WindowedAttention(torch.autograd.Function):
                 rows(of_q).copy_(found[0])
                 part.add_to_keys(of_k, found[1])
                 part.add_to_keys(of_v, found[2])
-        return (*gradients, None, None, None, None)
+        return (*(tensor.to(states[0].dtype) for tensor in gradients), None, None, None, None)
 
 
 def _some_heads(*tensors: Tensor) -> zip:
