@@ -277,7 +277,7 @@ def test_300_damaged_files_are_300_errors(grey, grey_file):
         (lambda whole: whole[:60], "header"),
         (lambda whole: whole[:-1], "truncated"),
         (lambda whole: whole + b"\0", "truncated, or more"),
-        (lambda whole: whole[:8] + b"\2" + whole[9:], "version must be 1, got 2"),
+        (lambda whole: whole[:8] + b"\1" + whole[9:], "version must be 2, got 1"),
         (lambda whole: whole[:-20] + bytes([whole[-20] ^ 1]) + whole[-19:], "index"),
     ],
 )

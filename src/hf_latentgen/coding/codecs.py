@@ -126,7 +126,7 @@ class ByteCodec:
     Source: Krause et al. (2018), Dynamic Evaluation of Neural Sequence Models.
     """
 
-    name, chunk, group = "bytes", 2**15, 64
+    name, chunk, group = "bytes", 2**16, 64
 
     def __init__(self, model: LatentGenModel, adapt: bool):
         self.model = copy.deepcopy(model).requires_grad_() if adapt else model

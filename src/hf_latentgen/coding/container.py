@@ -18,7 +18,16 @@ from typing import Any, BinaryIO
 import numpy as np
 
 MAGIC, END = b"\x8eHLG\r\n\x1a\n", b"GLH\x8e"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# Words of usual headers, which a file then need not spell. A change is a new FORMAT_VERSION.
+_USUAL = (
+    b'"bits-back","vae_mnist_4bit","latentgen_vlae","latentgen_vae","pixels","local_mnist_4bit","bytes","local_'
+    b'shakespeare","latentgen_local_transformer_image","latentgen_local_transformer","Darwin arm64 DEFAULT",[3,32,32],'
+    b'256,"2.13.0","2.13.0+cpu","0.5.0","0.1.0","Linux x86_64 AVX2","Linux x86_64 AVX512",[1,28,28],16,2048,16,false]'
+    b"[1,28,28],2,512,128,false][],256,65536,1,true][],256,65536,1,false]"
+)
+# Of the digests of a header: the configuration's, 8 bytes, and the weights'.
+_DIGESTS = 40
 _PREFIX = struct.Struct("<HHI")
 _COUNT = struct.Struct("<Q")
 _SUFFIX = struct.Struct("<II4s")
@@ -68,8 +77,20 @@ class Header:
 
     def pack(self) -> bytes:
         """The beginning of a file."""
-        content = zlib.compress(json.dumps(astuple(self), separators=(",", ":")).encode(), 9)
+        *names, config, weights = (fields := list(astuple(self)))[:5]
+        words = json.dumps(names + fields[5:], separators=(",", ":")).encode()
+        packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS, zdict=_USUAL)
+        content = bytes.fromhex(config + weights) + packer.compress(words) + packer.flush()
         return MAGIC + _PREFIX.pack(FORMAT_VERSION, len(content), zlib.crc32(content)) + content
+
+    @classmethod
+    def unpack(cls, content: bytes) -> "Header":
+        """The header whose `pack` has this content after the prefix."""
+        words = zlib.decompressobj(-zlib.MAX_WBITS, _USUAL).decompress(content[_DIGESTS:])
+        fields: list[Any] = json.loads(words)
+        digests = content[:_DIGESTS].hex()
+        header = cls(*fields[:3], digests[:16], digests[16:], *fields[3:])
+        return replace(header, shape=tuple(header.shape))
 
 
 @dataclass(frozen=True)
@@ -165,9 +186,7 @@ def read_info(file: BinaryIO | bytes) -> Info:
     content = file.read(length)
     if len(content) < length or zlib.crc32(content) != expected:
         raise CompressedFileError("header is damaged or truncated: its CRC differs")
-    fields: list[Any] = json.loads(zlib.decompress(content))
-    header = Header(*fields)
-    header = replace(header, shape=tuple(header.shape))
+    header = Header.unpack(content)
     start = file.tell()
     file.seek(max(size - _SUFFIX.size, start))
     suffix = file.read(_SUFFIX.size)
