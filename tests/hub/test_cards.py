@@ -35,7 +35,7 @@ def dataset(row):
 def test_there_are_rows():
     assert {"vae_digits", "aae_digits", "local_digits"} <= {row for row in ROWS if dataset(row) == EMBEDDED}
     # A pipeline, and a row whose weights are not in the clone.
-    assert {"prior_vae_mnist", "local_shakespeare"} <= set(ROWS)
+    assert {"prior_vae_mnist", "vae_binarized_mnist"} <= set(ROWS)
 
 
 # Those that draw hundreds of pixels or bytes, one after the other.
