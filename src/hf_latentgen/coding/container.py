@@ -89,7 +89,8 @@ class Header:
         words = zlib.decompressobj(-zlib.MAX_WBITS, _USUAL).decompress(content[_DIGESTS:])
         fields: list[Any] = json.loads(words)
         digests = content[:_DIGESTS].hex()
-        header = cls(*fields[:3], digests[:16], digests[16:], *fields[3:])
+        fields[3:3] = [digests[:16], digests[16:]]
+        header = cls(*fields)
         return replace(header, shape=tuple(header.shape))
 
 
