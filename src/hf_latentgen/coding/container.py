@@ -77,10 +77,11 @@ class Header:
 
     def pack(self) -> bytes:
         """The beginning of a file."""
-        *names, config, weights = (fields := list(astuple(self)))[:5]
-        words = json.dumps(names + fields[5:], separators=(",", ":")).encode()
+        fields = list(astuple(self))
+        digests, fields[3:5] = fields[3:5], []
+        words = json.dumps(fields, separators=(",", ":")).encode()
         packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS, zdict=_USUAL)
-        content = bytes.fromhex(config + weights) + packer.compress(words) + packer.flush()
+        content = bytes.fromhex("".join(digests)) + packer.compress(words) + packer.flush()
         return MAGIC + _PREFIX.pack(FORMAT_VERSION, len(content), zlib.crc32(content)) + content
 
     @classmethod
