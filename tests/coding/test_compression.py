@@ -23,7 +23,7 @@ from hf_latentgen import (
 from hf_latentgen.coding import CompressedFileError, compress, compress_to, decompress, decompress_from, read_info
 from hf_latentgen.coding import compression as compression_module
 from hf_latentgen.coding.codecs import BitsBackCodec, ByteCodec, PixelCodec
-from hf_latentgen.coding.container import Writer
+from hf_latentgen.coding.container import FORMAT_VERSION, Writer
 
 
 def payload_bits(compressed):
@@ -277,7 +277,7 @@ def test_300_damaged_files_are_300_errors(grey, grey_file):
         (lambda whole: whole[:60], "header"),
         (lambda whole: whole[:-1], "truncated"),
         (lambda whole: whole + b"\0", "truncated, or more"),
-        (lambda whole: whole[:8] + b"\1" + whole[9:], "version must be 2, got 1"),
+        (lambda whole: whole[:8] + b"\1" + whole[9:], f"version must be {FORMAT_VERSION}, got 1"),
         (lambda whole: whole[:-20] + bytes([whole[-20] ^ 1]) + whole[-19:], "index"),
     ],
 )

@@ -35,12 +35,14 @@ def entropy_coder() -> ModuleType:
 
 @contextmanager
 def fixed_arithmetic() -> Iterator[None]:
-    """One thread and deterministic kernels, for the whole process; afterwards what it was before."""
+    """One thread, whole float32 and deterministic kernels, for the whole process; afterwards what it was before."""
     threads, is_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
     memory: Any = torch.utils.deterministic
-    fills = memory.fill_uninitialized_memory
+    fills, precision = memory.fill_uninitialized_memory, torch.get_float32_matmul_precision()
     torch.set_num_threads(1)
+    # The sums of an `IntegerRing` are exact in whole float32.
+    torch.set_float32_matmul_precision("highest")
     torch.use_deterministic_algorithms(True)
     # Every tensor would be written twice.
     memory.fill_uninitialized_memory = False
@@ -48,6 +50,7 @@ def fixed_arithmetic() -> Iterator[None]:
         yield
     finally:
         memory.fill_uninitialized_memory = fills
+        torch.set_float32_matmul_precision(precision)
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(is_deterministic, warn_only=only_warns)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hf_latentgen.coding.arithmetic import bytes_to_words, entropy_coder, probabilities, words_to_bytes
+from hf_latentgen.coding.integer_ring import bytes_of_ring, new_ring
 from hf_latentgen.models.distributions import DiagonalGaussian
 from hf_latentgen.models.local_attention_interface import NAME
 from hf_latentgen.models.modeling_latentgen import LatentGenModel
@@ -110,7 +111,7 @@ class PixelCodec:
         values = torch.zeros(count, self.model.config.num_dims, dtype=torch.int64)
         for start in range(0, count, self.batch):
             part = values[start : start + self.batch]
-            steps = self.model.steps(part)
+            steps = self.model.steps(part, new_ring=new_ring)
             for position in range(part.shape[1]):
                 symbols = code(start, position, probabilities(steps.logits(position)))
                 part[:, position] = torch.from_numpy(symbols.astype(np.int64))
@@ -132,8 +133,12 @@ class ByteCodec:
         self.model = copy.deepcopy(model).requires_grad_() if adapt else model
         # The weights are read once for all chunks in step, keys and values once for each.
         windows = [min(max(own, default=self.chunk), self.chunk) for own in model.config.head_windows]
-        values = 2 * model.config.num_key_value_heads * model.config.head_dim * sum(windows)
-        most = [self.group, MOST_BYTES // (8 * values), *([ADAPT_GROUP] if adapt else [])]
+        values = 2 * model.config.num_key_value_heads * model.config.head_dim
+        most = [
+            self.group,
+            MOST_BYTES // sum(bytes_of_ring(values, window) for window in windows),
+            *([ADAPT_GROUP] if adapt else []),
+        ]
         self.group = max(min(most), 1)
         self.batch = self.group
         self.model.set_attn_implementation(NAME)
@@ -172,7 +177,7 @@ class ByteCodec:
         longest = max(lengths)
         ids = torch.zeros(len(lengths), 1 + longest, dtype=torch.int64)
         ids[:, 0] = BOS_TOKEN_ID
-        steps = self.model.model.steps(longest)
+        steps = self.model.model.steps(longest, new_ring)
         for position in range(longest):
             states = steps(self.model.model.embed_tokens(ids[:, position : position + 1]))
             chances = probabilities(self.model.lm_head(states)[:, :NUM_BYTES])

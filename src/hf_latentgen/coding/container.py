@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 MAGIC, END = b"\x8eHLG\r\n\x1a\n", b"GLH\x8e"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # Words of usual headers, which a file then need not spell. A change is a new FORMAT_VERSION.
 _USUAL = (
     b'"bits-back","vae_mnist_4bit","latentgen_vlae","latentgen_vae","pixels","local_mnist_4bit","bytes","local_'

@@ -2,6 +2,7 @@
 """The local-attention transformer: a decoder whose cost grows linearly with the length of a sequence."""
 
 import copy
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -22,7 +23,7 @@ from .attention_span import AttentionSpan, trimmed_window
 from .configuration_local_transformer import LocalTransformerConfig
 from .local_attention_interface import NAME, BandedMask, check_arguments
 from .modeling_latentgen import LatentGenModel
-from .position_steps import PositionSteps
+from .position_steps import PositionSteps, Ring
 
 
 def rotary_angles(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -323,10 +324,10 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
         )
 
-    def steps(self, length: int) -> PositionSteps:
+    def steps(self, length: int, new_ring: Callable[[Tensor, int, Tensor], Ring] = Ring) -> PositionSteps:
         """What `forward` gives with a cache for one position after the other, at most `length`, in far less time."""
         positions = torch.arange(length, device=self.device).unsqueeze(0)
-        return PositionSteps(self, rotary_angles(positions, self.config.head_dim, self.config.rope_theta))
+        return PositionSteps(self, rotary_angles(positions, self.config.head_dim, self.config.rope_theta), new_ring)
 
     def _hides_nothing(self, attention_mask: Tensor | dict | None, position_ids: Tensor | None) -> bool:
         """Neither padding nor the beginning of a packed document hides a key."""

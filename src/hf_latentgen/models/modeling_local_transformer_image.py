@@ -2,7 +2,7 @@
 """The local-attention transformer over pixels: an exact likelihood of images, one pixel after the other."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,7 @@ from .distributions import (
 )
 from .modeling_latentgen import check_completion, check_levels
 from .modeling_local_transformer import LocalTransformerModel, LocalTransformerPreTrainedModel
+from .position_steps import Ring
 
 
 @dataclass
@@ -82,11 +83,17 @@ class PixelSteps:
     All that depends on positions or weights alone is made once.
     """
 
-    def __init__(self, model: "LocalTransformerForImageGeneration", values: Tensor, labels: Tensor | None):
+    def __init__(
+        self,
+        model: "LocalTransformerForImageGeneration",
+        values: Tensor,
+        labels: Tensor | None,
+        new_ring: Callable[[Tensor, int, Tensor], Ring],
+    ):
         self.model = model
         self.values = values
         self.inputs = PixelInputs(model, labels, 0, values.shape[1])
-        self.steps = model.model.steps(values.shape[1])
+        self.steps = model.model.steps(values.shape[1], new_ring)
 
     @torch.no_grad()
     def logits(self, position: int) -> Tensor:
@@ -260,14 +267,17 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         return self._images(nats.unsqueeze(2) / math.log(2)).squeeze(1)
 
     @torch.no_grad()
-    def steps(self, values: Tensor, labels: Tensor | None = None) -> "PixelSteps":
+    def steps(
+        self, values: Tensor, labels: Tensor | None = None, new_ring: Callable[[Tensor, int, Tensor], Ring] = Ring
+    ) -> "PixelSteps":
         """The model as a function of one position after the other, which reads `values` as they are filled in.
 
         Args:
             values: levels in raster order, those before each position when it is asked for. int64 [B, H * W * C].
             labels: classes, for a class-conditional model. [B].
+            new_ring: see `PositionSteps`.
         """
-        return PixelSteps(self, values, labels)
+        return PixelSteps(self, values, labels, new_ring)
 
     def _nats(self, logits: Tensor, values: Tensor) -> Tensor:
         """`-log p` of each value given those before it. Shape: `logits` [B, N, outputs_per_dim] -> [B, N]."""
