@@ -45,16 +45,21 @@ def test_models_need_nothing_of_training_and_evaluation(run):
     assert run(program)[1] == "[]\n"
 
 
-@pytest.mark.timeout(600)
 def test_import_costs_little_more_than_torch_and_transformers(run):
-    ours, theirs = [], []
-    # The least of several: another process may have had the caches of the processor.
-    for _ in range(8):
-        ours.append(run("import hf_latentgen")[0])
-        theirs.append(run("import torch, transformers.modeling_utils")[0])
-        if len(ours) > 2 and min(ours) <= 1.15 * min(theirs):
-            return
-    pytest.fail(f"import hf_latentgen takes {min(ours):.2f} s, 1.15 times {min(theirs):.2f} s are allowed")
+    """Both in one process, one after the other, so that what else the machine does slows both."""
+    program = """
+import time
+start = time.process_time()
+import torch, transformers.modeling_utils
+theirs = time.process_time() - start
+import hf_latentgen
+print((time.process_time() - start) / theirs)
+"""
+    # Another process may have had the caches of the processor for a moment.
+    ratios = []
+    while not ratios or (ratios[-1] > 1.15 and len(ratios) < 3):
+        ratios.append(float(run(program)[1]))
+    assert ratios[-1] <= 1.15, ratios
 
 
 @pytest.mark.timeout(300)
