@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hf_latentgen import LocalTransformerForImageGeneration, LocalTransformerImageConfig
+from hf_latentgen.coding import integer_ring
 from hf_latentgen.coding.arithmetic import fixed_arithmetic
 from hf_latentgen.coding.integer_ring import EXACT, MOST_PLACES, IntegerRing, new_ring
 from hf_latentgen.models.position_steps import Ring
@@ -61,10 +62,12 @@ def test_what_passes_its_bound_is_cut_off():
     )
 
 
-def test_a_window_too_wide_is_not_rounded():
-    pair, bounds = torch.randn(1, 2, 1, 4).double(), torch.ones(4).double()
-    assert type(new_ring(pair, MOST_PLACES, bounds)) is IntegerRing
-    assert type(new_ring(pair, MOST_PLACES + 1, bounds)) is Ring
+def test_only_a_ring_that_is_large_and_not_too_wide_is_of_whole_numbers():
+    bounds = torch.ones(4).double()
+    images = integer_ring.CACHE_BYTES // (8 * 2 * 4 * 100)
+    for number, window, kind in ((images, 100, Ring), (images, 101, IntegerRing), (images, MOST_PLACES + 1, Ring)):
+        pair = torch.empty(number, 2, 1, 4, device="meta").double()
+        assert type(new_ring(pair, window, bounds.to("meta"))) is kind
 
 
 @torch.no_grad()
@@ -72,6 +75,7 @@ def test_a_window_too_wide_is_not_rounded():
     "options", [{}, {"num_key_value_heads": 2}, {"attention_span": "trimmed", "span_ramp": 2, "layer_windows": [4, 7]}]
 )
 def test_a_model_gives_nearly_the_same_probabilities(options, monkeypatch):
+    monkeypatch.setattr(integer_ring, "CACHE_BYTES", 0)
     config = LocalTransformerImageConfig(
         hidden_size=16, intermediate_size=24, num_hidden_layers=2, image_size=6, num_levels=3, **options
     )

@@ -21,9 +21,9 @@ from hf_latentgen.models.modeling_latentgen import LatentGenModel
 from hf_latentgen.models.tokenization_bytes import BOS_TOKEN_ID, NUM_BYTES
 
 # A change of any of these numbers, or of a codec's own below, is a new FORMAT_VERSION.
-# A latent is coded as a multiple of this, from -LATENT_RANGE to LATENT_RANGE. The coder gives each multiple a chance of at
-# least 2^-24. Finer steps have more of them: then a latent far outside of its posterior is drawn now and then, which costs
-# more bits than the width of the steps does.
+# A latent is coded as a multiple of this, from -LATENT_RANGE to LATENT_RANGE. The coder gives each multiple a chance of
+# at least 2^-24. Finer steps have more of them: a latent far outside of its posterior is then drawn now and then, which
+# costs more bits than the width of the steps.
 LATENT_STEP, LATENT_RANGE = 1 / 64, 8
 # Of the learning while coding, as in dynamic evaluation: bytes of a chunk between two steps, and those that are read
 # before them.
