@@ -7,6 +7,7 @@ asks for the next symbols and does not know which of the two it serves.
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
 from typing import Protocol, cast
 
 import numpy as np
@@ -21,10 +22,10 @@ from hf_latentgen.models.modeling_latentgen import LatentGenModel
 from hf_latentgen.models.tokenization_bytes import BOS_TOKEN_ID, NUM_BYTES
 
 # A change of any of these numbers, or of a codec's own below, is a new FORMAT_VERSION.
-# A latent is coded as a multiple of this, from -LATENT_RANGE to LATENT_RANGE. The coder gives each multiple a chance of
-# at least 2^-24. Finer steps have more of them: a latent far outside of its posterior is then drawn now and then, which
-# costs more bits than the width of the steps.
-LATENT_STEP, LATENT_RANGE = 1 / 64, 8
+# A latent is coded as a multiple of one of these steps, from -LATENT_RANGE to LATENT_RANGE. The coder gives each
+# multiple a chance of 2^-24 or more. Finer steps than the first have more of them: a latent far outside of its
+# posterior is drawn now and then, which costs more bits than wide steps do. Coarser ones need fewer bits on the stack.
+LATENT_STEPS, LATENT_RANGE = (1 / 64, 1 / 8, 1 / 2, 2.0), 8
 # Of the learning while coding, as in dynamic evaluation: bytes of a chunk between two steps, and those that are read
 # before them.
 ADAPT_STRIDE, ADAPT_CONTEXT, ADAPT_LEARNING_RATE = 256, 512, 2e-4
@@ -209,6 +210,25 @@ class ByteCodec:
         self.optimizer.step()
 
 
+class Grid:
+    """Multiples of a step as values of a latent, and the coder's distributions of them."""
+
+    def __init__(self, step: float, model: ModuleType):
+        self.step = step
+        half = round(LATENT_RANGE / step)
+        self.limits = (-half, half - 1)
+        self.posterior = model.QuantizedGaussian(*self.limits)
+        self.prior = model.QuantizedGaussian(*self.limits, 0.0, 1 / step)
+
+    def mode(self, mean: np.ndarray, _: np.ndarray) -> np.ndarray:
+        """The multiples nearest to means that are given in steps."""
+        return np.rint(mean).clip(*self.limits).astype(np.int32)
+
+    def latents(self, codes: np.ndarray) -> Tensor:
+        """The values that multiples stand for."""
+        return torch.from_numpy(codes.astype(np.float64) * self.step)
+
+
 class BitsBackCodec:
     """Bits-back coding on a stack: the latents of an image are drawn with bits that images before it have left there.
 
@@ -216,8 +236,9 @@ class BitsBackCodec:
     needed. Then as many images are coded at once as the stack has bits for, at most `batch`, and how many is written
     with them. The network sees the next power of two of images, blank ones among them.
 
-    Latents are multiples of `LATENT_STEP`, whose prior and posterior are normal distributions of these intervals. The
+    Latents are multiples of a step, whose prior and posterior are normal distributions of these intervals. The
     intervals are equally wide rather than equally probable, so that a posterior far from the origin keeps its shape.
+    While the stack has too few bits for one image with the finest of `LATENT_STEPS`, a coarser one serves.
 
     Source: Townsend et al. (2019), Practical Lossless Compression with Latent Variables using Bits Back Coding.
     """
@@ -228,12 +249,9 @@ class BitsBackCodec:
         self.model = model
         self.stream = entropy_coder()
         self.pixels = self.stream.model.Categorical(perfect=False)
-        half = round(LATENT_RANGE / LATENT_STEP)
-        self.limits = (-half, half - 1)
-        self.posterior = self.stream.model.QuantizedGaussian(*self.limits)
-        self.prior = self.stream.model.QuantizedGaussian(*self.limits, 0.0, 1 / LATENT_STEP)
-        # How many images are coded at once, and whether without bits from the stack.
-        self.marker = self.stream.model.Uniform(2 * self.batch)
+        self.grids = [Grid(step, self.stream.model) for step in LATENT_STEPS]
+        # How many images are coded at once, and of which kind: drawn from a grid, or without bits from the stack.
+        self.marker = self.stream.model.Uniform(2 * len(self.grids) * self.batch)
 
     @torch.no_grad()
     def encode(self, chunks: Sequence[np.ndarray]) -> list[bytes]:
@@ -243,20 +261,13 @@ class BitsBackCodec:
         # Words that an image takes from the stack; of the first one nothing is known, and the stack is empty.
         start, words = 0, math.inf
         while start < len(images):
-            available = stack.num_words()
-            size = max(min(int(available / words), self.batch, len(images) - start), 1)
-            while size and (drawn := self._draw(stack, self._padded(images[start : start + size]), size)) is None:
+            size = max(min(int(stack.num_words() / words), self.batch, len(images) - start), 1)
+            while size and (coded := self._code(stack, images[start : start + size], 0)) is None:
                 size //= 2
-            is_direct = size == 0
-            if is_direct:
-                size, drawn = 1, (stack, *self._infer(self._padded(images[start : start + 1]), self._mode))
-            stack, codes, state = cast(tuple, drawn)
-            words = math.inf if is_direct else max((available - stack.num_words()) / size, 1)
-            part = images[start : start + size]
-            for place, chances in reversed(list(self._chances(state, torch.from_numpy(part), size))):
-                stack.encode_reverse(part[place].ravel().astype(np.int32), self.pixels, chances)
-            stack.encode_reverse(np.concatenate([code[:size].ravel() for code in codes]), self.prior)
-            stack.encode_reverse(np.array([size - 1 + self.batch * is_direct], np.int32), self.marker)
+            words = math.inf if size == 0 else max(coded[1] / size, 1)
+            if size == 0:
+                size, coded = 1, self._code_one(stack, images[start : start + 1])
+            stack = coded[0]
             start += size
         return [words_to_bytes(stack.get_compressed())]
 
@@ -271,67 +282,86 @@ class BitsBackCodec:
         stack = self.stream.stack.AnsCoder(bytes_to_words(payloads[0]))
         images = np.empty((end, config.num_channels, config.image_size, config.image_size), np.uint8)
         while end > 0:
-            is_direct, size = divmod(int(stack.decode(self.marker, 1)[0]), self.batch)
-            size += 1
+            kind, size = divmod(int(stack.decode(self.marker, 1)[0]), self.batch)
+            is_direct, grid = divmod(kind, len(self.grids))
+            grid, size = self.grids[grid], size + 1
             if size > end:
                 raise ValueError(f"stack must hold {end} more images, got {size}")
             sizes = [size * latents for latents in self.model.latent_sizes]
-            symbols = np.split(stack.decode(self.prior, sum(sizes)), np.cumsum(sizes)[:-1])
-            codes = [self._padded(part.reshape(size, -1)) for part in symbols]
-            states, state = self._states(codes)
+            symbols = np.split(stack.decode(grid.prior, sum(sizes)), np.cumsum(sizes)[:-1])
+            states, state = self._states([grid.latents(self._padded(part.reshape(size, -1))) for part in symbols])
             part = np.empty((size, *images.shape[1:]), np.uint8)
             for place, chances in self._chances(state, torch.from_numpy(part), size):
                 part[place] = stack.decode(self.pixels, chances).reshape(part[place].shape)
             images[end - size : end] = part
             if not is_direct:
                 features = self._features(self._padded(part))
-                for group in reversed(range(len(codes))):
-                    given = self._posterior(group, features[group], states[group], size)
-                    stack.encode_reverse(symbols[group], self.posterior, *given)
+                for group in reversed(range(len(symbols))):
+                    given = self._posterior(group, features[group], states[group], size, grid)
+                    stack.encode_reverse(symbols[group], grid.posterior, *given)
             end -= size
         return [images]
 
-    def _draw(self, stack, images: np.ndarray, size: int) -> tuple | None:
-        """Stack, codes and state after latents are drawn for the first `size` images; None if the stack runs out."""
-        stack = stack.clone()
-        draw = lambda mean, std: stack.decode(self.posterior, mean, std)  # noqa: E731
-        codes, state = self._infer(images, draw, size)
+    def _code_one(self, stack, image: np.ndarray) -> tuple:
+        """As `_code` one image, of the kinds that the stack has bits for the one with which it stays smallest."""
+        count = len(self.grids)
+        for kinds in (range(1, count), range(count, 2 * count)):
+            coded = [found for kind in kinds if (found := self._code(stack, image, kind)) is not None]
+            if coded:
+                return min(coded, key=lambda found: found[0].num_bits())
+        raise AssertionError("a code without bits from the stack is always there")
+
+    def _code(self, stack, images: np.ndarray, kind: int) -> tuple | None:
+        """A stack with the images, and the words that their latents took from it; None if there were too few.
+
+        Args:
+            stack: stays as it is.
+            images: those that are coded at once. [size, C, H, W].
+            kind: the number of the grid; the same again, counted on, to take modes and nothing from the stack.
+        """
+        size, stack = len(images), stack.clone()
+        is_direct, number = divmod(kind, len(self.grids))
+        grid, available = self.grids[number], stack.num_words()
+        draw = lambda mean, std: stack.decode(grid.posterior, mean, std)  # noqa: E731
+        codes, state = self._infer(images, grid.mode if is_direct else draw, grid)
+        taken = available - stack.num_words()
         # Where words besides the coder's state are left, none was missing. An empty coder would go on in silence.
-        return (stack, codes, state) if stack.num_words() > 2 else None
+        if not is_direct and stack.num_words() <= 2:
+            return None
+        for place, chances in reversed(list(self._chances(state, torch.from_numpy(images), size))):
+            stack.encode_reverse(images[place].ravel().astype(np.int32), self.pixels, chances)
+        stack.encode_reverse(np.concatenate([code.ravel() for code in codes]), grid.prior)
+        stack.encode_reverse(np.array([size - 1 + self.batch * kind], np.int32), self.marker)
+        return stack, taken
 
     def _infer(
-        self, images: np.ndarray, choose: Callable[[np.ndarray, np.ndarray], np.ndarray], size: int = 1
+        self, images: np.ndarray, choose: Callable[[np.ndarray, np.ndarray], np.ndarray], grid: Grid
     ) -> tuple[list[np.ndarray], Tensor]:
-        """Codes chosen from the posteriors of the first `size` images, coarse to fine, and the decoder's state."""
-        state, codes = None, []
-        for group, feature in enumerate(self._features(images)):
-            chosen = choose(*self._posterior(group, feature, state, size))
-            codes.append(self._padded(chosen.reshape(size, -1)))
-            state = self.model.decoder.advance(group, self._latents(codes[-1]), state)
+        """Codes chosen from the posteriors of the images, coarse to fine, and the decoder's state."""
+        size, state, codes = len(images), None, []
+        for group, feature in enumerate(self._features(self._padded(images))):
+            codes.append(choose(*self._posterior(group, feature, state, size, grid)).reshape(size, -1))
+            state = self.model.decoder.advance(group, grid.latents(self._padded(codes[-1])), state)
         return codes, cast(Tensor, state)
 
-    def _states(self, codes: list[np.ndarray]) -> tuple[list[Tensor | None], Tensor]:
+    def _states(self, latents: list[Tensor]) -> tuple[list[Tensor | None], Tensor]:
         """The decoder's state before each group of latents, and after the last."""
         states: list[Tensor | None] = [None]
-        for group, code in enumerate(codes):
-            states.append(self.model.decoder.advance(group, self._latents(code), states[-1]))
+        for group, own in enumerate(latents):
+            states.append(self.model.decoder.advance(group, own, states[-1]))
         return states[:-1], cast(Tensor, states[-1])
 
     def _features(self, images: np.ndarray) -> list[Tensor]:
         return self.model._encode_features(torch.from_numpy(images))
 
-    def _posterior(self, group: int, feature: Tensor, state: Tensor | None, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Means and standard deviations of the first `size` images' latents, in units of `LATENT_STEP`. [size * L]."""
+    def _posterior(
+        self, group: int, feature: Tensor, state: Tensor | None, size: int, grid: Grid
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Means and standard deviations of the first `size` images' latents, in steps of the grid. [size * L]."""
         mean, log_std = self.model.encoder.posterior(group, feature, state)[:size].chunk(2, 1)
         gaussian = DiagonalGaussian(mean, log_std)
-        scaled = (part.flatten().numpy() / LATENT_STEP for part in (gaussian.mean, gaussian.std))
+        scaled = (part.flatten().numpy() / grid.step for part in (gaussian.mean, gaussian.std))
         return cast(tuple[np.ndarray, np.ndarray], tuple(scaled))
-
-    def _mode(self, mean: np.ndarray, _: np.ndarray) -> np.ndarray:
-        return np.rint(mean).clip(*self.limits).astype(np.int32)
-
-    def _latents(self, codes: np.ndarray) -> Tensor:
-        return torch.from_numpy(codes.astype(np.float64) * LATENT_STEP)
 
     def _chances(self, state: Tensor, levels: Tensor, size: int) -> Iterator[tuple[tuple, np.ndarray]]:
         """Of each part of the first `size` images, given the levels of those before, its place and probabilities."""
