@@ -62,6 +62,11 @@ def test_what_passes_its_bound_is_cut_off():
     )
 
 
+def test_a_head_whose_weights_are_zero():
+    ring = filled_ring(IntegerRing, torch.zeros(3, 1, 2, 1, 4).double(), bound=0.0)
+    assert torch.equal(ring.attend(torch.zeros(1, 1, 2, 4).double(), 3, None), torch.zeros(1, 1, 2, 4).double())
+
+
 def test_only_a_ring_that_is_large_and_not_too_wide_is_of_whole_numbers():
     bounds = torch.ones(4).double()
     images = integer_ring.CACHE_BYTES // (8 * 2 * 4 * 100)

@@ -30,6 +30,8 @@ class IntegerRing(Ring):
     def __init__(self, pair: Tensor, window: int, bounds: Tensor):
         super().__init__(pair.float(), window, bounds)
         groups, size = pair.shape[2:]
+        # A head whose weights are zero has a bound of zero, and a unit that stands for next to nothing.
+        bounds = bounds.clamp(min=1e-30)
         query, pairs = bounds[: -2 * groups].view(groups, -1, 1), bounds[-2 * groups :].view(2, 1, groups, 1)
         self.limits = pair.new_tensor([EXACT // (QUERY_LIMIT * size), VALUE_LIMIT]).view(2, 1, 1, 1)
         self.units, self.query_units = self.limits / pairs, QUERY_LIMIT**2 / query
