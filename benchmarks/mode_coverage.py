@@ -110,7 +110,7 @@ def image_judge(num_weights: float) -> nn.Module:
         # As in DCGAN.
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight, 0, 0.02)
-    return judge
+    return judge.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def count_weights(module: nn.Module) -> int:
@@ -129,7 +129,7 @@ def train(contestant: Contestant, images: StackedDigits, seed: int, device: Any)
         num_channels=NUM_DIGITS, latent_dim=LATENT_DIM, reconstruction_weight=weight, input_noise_std=INPUT_NOISE
     )
     made: Any = AAEModel(config)
-    model: AAEModel = made.to(device).train()
+    model: AAEModel = made.to(device, memory_format=torch.channels_last).train()
     sizes = {"decoder": count_weights(model.decoder)}
     judge = image_judge(contestant.image_judge * sizes["decoder"]).to(device) if contestant.image_judge else None
     num_steps = len(images.chosen) // BATCH_SIZE
@@ -150,17 +150,20 @@ def train(contestant: Contestant, images: StackedDigits, seed: int, device: Any)
     for step in range(num_steps):
         levels = images.batch(step * BATCH_SIZE, (step + 1) * BATCH_SIZE).to(device)
         loss = torch.zeros((), device=device)
-        if contestant.reconstructs:
-            loss = model(levels, sample_posterior=True, sample_prior=True).loss
-        if judge is not None and judging is not None:
-            real = levels / 127.5 - 1
-            drawn = model.decode(torch.randn(len(levels), LATENT_DIM, device=device)).mean / 127.5 - 1
-            judged = F.softplus(-judge(real)).mean() + F.softplus(judge(drawn.detach())).mean()
-            judging.zero_grad()
-            judged.backward()
-            judging.step()
-            share = 1 - LAMBDA if contestant.reconstructs else 1.0
-            loss = loss + share * F.softplus(-judge(drawn)).mean()
+        loss = torch.zeros((), device=device)
+        # As the rows are trained: weights and losses are fp32. A discriminator that has stepped must not be remembered.
+        with torch.autocast(levels.device.type, torch.bfloat16, cache_enabled=False):
+            if contestant.reconstructs:
+                loss = model(levels, sample_posterior=True, sample_prior=True).loss
+            if judge is not None and judging is not None:
+                real = levels / 127.5 - 1
+                drawn = model.decode(torch.randn(len(levels), LATENT_DIM, device=device)).mean / 127.5 - 1
+                judged = F.softplus(-judge(real).float()).mean() + F.softplus(judge(drawn.detach()).float()).mean()
+                judging.zero_grad()
+                judged.backward()
+                judging.step()
+                share = 1 - LAMBDA if contestant.reconstructs else 1.0
+                loss = loss + share * F.softplus(-judge(drawn).float()).mean()
         players.zero_grad()
         loss.backward()
         players.step()
@@ -234,7 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--contestants", nargs="*", default=list(CONTESTANTS), choices=CONTESTANTS)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--num_images", type=int, default=1_000_000, help="images that each contestant sees")
+    parser.add_argument("--num_images", type=int, default=300_000, help="images that each contestant sees")
     parser.add_argument("--num_samples", type=int, default=NUM_SAMPLES)
     parser.add_argument("--num_judged", type=int, default=10_000, help="samples of which features are compared")
     parser.add_argument("--data_dir")
