@@ -1,23 +1,38 @@
-"""The benchmarks of compression run to their end, keep what they have measured, and say how it is made."""
+"""The benchmarks of compression, unusual images and modes run to their end and keep what they have measured."""
 
 import importlib.util
 import json
+import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from hf_latentgen.evaluation.results import Results
 
 
 @pytest.fixture
-def run_benchmark(repository, tmp_path, monkeypatch):
+def benchmark_module(repository, monkeypatch):
+    """The module of a script of `benchmarks/`, by its name."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, repository / "benchmarks" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        # Its dataclasses look for it there.
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture
+def run_benchmark(benchmark_module, tmp_path, monkeypatch):
     """Runs a script of `benchmarks/` with its module changed. Returns the record that it writes."""
 
     def run(name, changes, *words):
-        spec = importlib.util.spec_from_file_location(name, repository / "benchmarks" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = benchmark_module(name)
         for key, value in changes.items():
             monkeypatch.setattr(module, key, value)
         output = tmp_path / f"{name}.json"
@@ -64,3 +79,70 @@ def test_speed_is_measured_once_for_each_model(run_benchmark):
     assert record["models"]["text"] == {"compress": 1.0}
     again = run_benchmark("compression_speed", changes | {"load": {}}, "--num_images", "2")
     assert again == record
+
+
+def test_modes_are_counted_and_told_from_few(benchmark_module):
+    module = benchmark_module("mode_coverage")
+    features = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+    all_modes, one_mode = np.arange(2_000) % 1_000, np.full(2_000, 7)
+    assert module.scores(all_modes, features, features)["modes"] == 1_000
+    assert module.scores(all_modes, features, features)["kl_to_uniform_nats"] == pytest.approx(0, abs=1e-6)
+    few = module.scores(one_mode, features + 10, features)
+    assert few["modes"] == 1
+    assert few["kl_to_uniform_nats"] == pytest.approx(np.log(1_000), rel=1e-6)
+    assert few["coverage"] == 0 < few["in_domain_frechet_distance"]
+    # The first digit counts hundreds.
+    digits = torch.arange(10).reshape(10, 1, 1, 1).expand(10, 1, 28, 28).byte()
+    images = module.StackedDigits(digits, 50, 0)
+    assert torch.equal(images.batch(10, 20)[:, :, 0, 0], images.chosen[10:20].byte())
+
+
+@pytest.mark.parametrize("share", [0.5, 1])
+def test_the_discriminator_of_images_has_the_weights_that_it_is_given(benchmark_module, share):
+    module = benchmark_module("mode_coverage")
+    judge = module.image_judge(share * 111_000)
+    assert module.count_weights(judge) == pytest.approx(share * 111_000, rel=0.05)
+    assert judge(torch.zeros(5, 3, 28, 28)).shape == (5,)
+
+
+def test_contestants_are_trained_and_measured_once(run_benchmark, benchmark_module, data_root):
+    whole = benchmark_module("mode_coverage").load_images
+    changes = {"load_images": lambda *words, **options: whole(*words, **options).select(range(300))}
+    words = (
+        "--seeds",
+        "3",
+        "--num_images",
+        "128",
+        "--num_samples",
+        "60",
+        "--num_judged",
+        "30",
+        "--data_dir",
+        str(data_root),
+    )
+    record = run_benchmark("mode_coverage", changes, *words)
+    assert list(record["runs"]) == [
+        f"{name}, seed 3" for name in ("gan_half", "gan", "aae", "aae_of_images", "aae_of_both")
+    ]
+    assert record["yardstick"]["modes"] > 40
+    for run in record["runs"].values():
+        assert 1 <= run["modes"] <= 60
+        assert ("image_discriminator" in run["weights"]) == (run["contestant"] != "aae")
+    assert run_benchmark("mode_coverage", changes | {"train": None}, *words) == record
+    with pytest.raises(SystemExit, match="settings must be those of"):
+        run_benchmark("mode_coverage", changes, "--num_images", "64")
+
+
+def test_pairs_of_data_are_measured_once(run_benchmark, data_root, tmp_path):
+    words = ("--left_out", "4=vae_mnist_4bit_fast", "--background", "vae_mnist_4bit_fast=vae_mnist_4bit")
+    words += ("--num_images", "8", "--data_dir", str(data_root))
+    record = run_benchmark("anomaly", {}, *words)
+    assert list(record["pairs"]) == ["vae_mnist_4bit_fast: mnist without 4 -> the digit 4"]
+    (pair,) = record["pairs"].values()
+    scores = pair["scores"]
+    assert {"bits_per_dim", "typicality", "complexity_png", "likelihood_ratio", "likelihood_regret"} <= scores.keys()
+    assert all(sum(found["usual"]) == sum(found["unusual"]) == 8 for found in scores.values())
+    assert all(0 < found["auroc"] <= 1 for found in scores.values())
+    with Image.open(tmp_path / "anomaly.png") as picture:
+        assert picture.size[0] > picture.size[1]
+    assert run_benchmark("anomaly", {"measure": None}, *words) == record
