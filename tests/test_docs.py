@@ -307,3 +307,21 @@ def read_record(repository):
 @pytest.fixture
 def guide(repository):
     return lambda name: " ".join((repository / "docs" / f"{name}.md").read_text(encoding="utf-8").split())
+
+
+def test_unusual_images_of_the_guide_are_those_that_were_measured(read_record, guide):
+    record, text = read_record("anomaly"), guide("anomaly")
+    assert record["num_images"] is None
+    methods = (
+        "bits_per_dim",
+        "typicality",
+        "complexity_png",
+        "complexity_jpeg_xl",
+        "likelihood_ratio",
+        "likelihood_regret",
+    )
+    for name, pair in record["pairs"].items():
+        model, data = name.split(": ")
+        found = [pair["scores"].get(method) for method in methods]
+        cells = " | ".join(f"{scores['auroc']:.3f}" if scores else "-" for scores in found)
+        assert f"| {model} | {data.replace(' -> ', ' | ')} | {cells} |" in text, name
