@@ -8,8 +8,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Newer than its two sources exactly when .venv holds what they ask for, with these extras.
 READY := $(VENV)/.ready-$(EXTRAS)
-# A module is compiled when it is first imported; most are never, and compiling all takes a minute.
-PIP := --quiet --disable-pip-version-check --no-compile -c $(CONSTRAINTS)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint cards docs verify benchmark
@@ -33,9 +31,9 @@ $(VENV)/.ready-%: pyproject.toml $(CONSTRAINTS)
 	@echo "Making $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "Installing torch: the largest part, this can take some minutes"
-	@$(BIN)/python -m pip install $(PIP) torch
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch
 	@echo "Installing hf-latentgen and its development tools"
-	@$(BIN)/python -m pip install $(PIP) -e ".[$*]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[$*]"
 	@touch $@
 	@echo "$(VENV) is ready"
 
