@@ -1,11 +1,11 @@
-"""Speed of compressing test images, and bytes with an untrained model of text, and of bringing them back.
+"""Speed of compressing test images and text with rows of this repository, and of bringing them back.
 
     python benchmarks/compression_speed.py --data_dir DATA
 
 Prints and writes `compression_speed.json` next to this file: images or kilobytes a second of compressing without
 verifying, which would take as long again, and of decompressing, one thread on each core, and the seconds of a processor
-for each image or kilobyte. Text has the architecture of `configs/local_shakespeare.yaml`; speed does not depend on
-weights. A model is written as soon as it is measured, and what the record holds is not measured again.
+for each image or kilobyte. Text are plays that `local_shakespeare` was trained on; speed does not depend on that. A
+model is written as soon as it is measured, and what the record holds is not measured again.
 """
 
 import argparse
@@ -17,15 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
-from hf_latentgen import ByteTokenizer, load, load_images, load_text
+from hf_latentgen import load, load_images, load_text
 from hf_latentgen.coding import compress, decompress
 from hf_latentgen.coding.codecs import ByteCodec
 from hf_latentgen.data import LevelsDataset
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
-from hf_latentgen.hub.loading import new_model
-from hf_latentgen.rows.recipes import load_recipe
 
 ROWS = {
     "local_mnist_4bit": "mnist",
@@ -33,6 +30,7 @@ ROWS = {
     "vae_mnist_4bit": "mnist",
     "vae_mnist_4bit_fast": "mnist",
 }
+TEXT_ROW = "local_shakespeare"
 # Targets on two cores: images a second, kilobytes a second.
 TARGETS = {"local": 25, "vae": 100, "text": 2}
 
@@ -68,11 +66,10 @@ def measure_row(row: str, data_dir: str | None, num_images: int) -> dict[str, fl
 def measure_text(data_dir: str | None, chunk_bytes: int) -> dict[str, float]:
     """Speeds of a text that gives two cores a full group of chunks each."""
     ByteCodec.chunk = chunk_bytes
-    torch.manual_seed(0)
-    model = new_model(AutoConfig.for_model(**load_recipe("local_shakespeare").model)).eval()
+    found = load(TEXT_ROW, device="cpu")
     text = "".join(load_text("tinyshakespeare", "train", data_dir=data_dir)["text"]).encode()
-    text = text[: 2 * ByteCodec(model, adapt=False).group * chunk_bytes]
-    return measure(model, ByteTokenizer(), text, len(text) / 1000) | {"num_bytes": len(text)}
+    text = text[: 2 * ByteCodec(found.model, adapt=False).group * chunk_bytes]
+    return measure(found.model, found.processor, text, len(text) / 1000) | {"num_bytes": len(text)}
 
 
 def main() -> None:
@@ -92,11 +89,11 @@ def main() -> None:
         record = json.loads(arguments.output.read_text())
         if record["settings"] != settings:
             parser.error(f"{arguments.output} was measured with {record['settings']}, got {settings}: remove it")
-    for name in (*ROWS, "text"):
+    for name in (*ROWS, TEXT_ROW):
         if name not in record["models"]:
             record["models"][name] = (
                 measure_text(arguments.data_dir, arguments.chunk_bytes)
-                if name == "text"
+                if name == TEXT_ROW
                 else measure_row(name, arguments.data_dir, arguments.num_images)
             )
             print(name, json.dumps({key: round(value, 4) for key, value in record["models"][name].items()}), flush=True)

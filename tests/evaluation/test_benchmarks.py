@@ -76,7 +76,7 @@ def test_speed_is_measured_once_for_each_model(run_benchmark):
     speeds = record["models"]["local_digits"]
     assert speeds.keys() == {f"{way}compress{kind}" for way in ("", "de") for kind in ("", "_cpu_seconds_each")}
     assert min(speeds.values()) > 0
-    assert record["models"]["text"] == {"compress": 1.0}
+    assert record["models"]["local_shakespeare"] == {"compress": 1.0}
     again = run_benchmark("compression_speed", changes | {"load": {}}, "--num_images", "2")
     assert again == record
 
