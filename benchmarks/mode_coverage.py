@@ -150,7 +150,6 @@ def train(contestant: Contestant, images: StackedDigits, seed: int, device: Any)
     for step in range(num_steps):
         levels = images.batch(step * BATCH_SIZE, (step + 1) * BATCH_SIZE).to(device)
         loss = torch.zeros((), device=device)
-        loss = torch.zeros((), device=device)
         # As the rows are trained: weights and losses are fp32. A discriminator that has stepped must not be remembered.
         with torch.autocast(levels.device.type, torch.bfloat16, cache_enabled=False):
             if contestant.reconstructs:

@@ -91,7 +91,7 @@ def test_modes_are_counted_and_told_from_few(benchmark_module):
     assert few["modes"] == 1
     assert few["kl_to_uniform_nats"] == pytest.approx(np.log(1_000), rel=1e-6)
     assert few["coverage"] == 0 < few["in_domain_frechet_distance"]
-    # The first digit counts hundreds.
+    # Each channel is the digit that was chosen for it.
     digits = torch.arange(10).reshape(10, 1, 1, 1).expand(10, 1, 28, 28).byte()
     images = module.StackedDigits(digits, 50, 0)
     assert torch.equal(images.batch(10, 20)[:, :, 0, 0], images.chosen[10:20].byte())
@@ -108,18 +108,8 @@ def test_the_discriminator_of_images_has_the_weights_that_it_is_given(benchmark_
 def test_contestants_are_trained_and_measured_once(run_benchmark, benchmark_module, data_root):
     whole = benchmark_module("mode_coverage").load_images
     changes = {"load_images": lambda *words, **options: whole(*words, **options).select(range(300))}
-    words = (
-        "--seeds",
-        "3",
-        "--num_images",
-        "128",
-        "--num_samples",
-        "60",
-        "--num_judged",
-        "30",
-        "--data_dir",
-        str(data_root),
-    )
+    words = ("--seeds", "3", "--num_images", "128", "--num_samples", "60", "--num_judged", "30")
+    words += ("--data_dir", str(data_root))
     record = run_benchmark("mode_coverage", changes, *words)
     assert list(record["runs"]) == [
         f"{name}, seed 3" for name in ("gan_half", "gan", "aae", "aae_of_images", "aae_of_both")
