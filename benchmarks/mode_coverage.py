@@ -12,7 +12,9 @@ each image is seen once:
 - aae: encoder and decoder, and a discriminator that sees codes only, at lambda 0.995, with the rates of `aae_mnist`;
 - aae_of_images: encoder and decoder must reconstruct as before, but the adversary sees images, drawn from the prior,
   as that of the gan does, and nothing holds the codes to the prior: what "must reconstruct" does by itself;
-- aae_of_both: the aae with that discriminator of images as well.
+- aae_of_both: the aae with that discriminator of images as well;
+- gan_bare, aae_bare: the gan and the aae with the decoder of `aae_mnist` as it is. All others normalise its hidden
+  layers over the batch, as DCGAN does.
 
 Prints a line for each, and writes `mode_coverage.json` and a picture, `mode_coverage.png`, beside this, after each run:
 a run that is there already is not made again, so that they can be made in pieces.
@@ -37,6 +39,7 @@ from hf_latentgen import AAEConfig, AAEModel, LevelsDataset, load, load_images
 from hf_latentgen.evaluation.distances import class_histogram_kl, coverage_and_recall, frechet_distance
 from hf_latentgen.evaluation.features import classifier_features
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
+from hf_latentgen.models.networks import DenseBlock, UpsamplingBlock
 
 CLASSIFIER = "aae_mnist_all_labels"
 NUM_DIGITS, NUM_MODES, NUM_SAMPLES = 3, 1_000, 26_000
@@ -56,11 +59,13 @@ class Contestant:
         reconstructs: an encoder, from whose codes the decoder has to make the image again.
         judges_codes: a discriminator of codes.
         image_judge: weights of the discriminator of images as a share of the decoder's; 0 for none.
+        normalised: batch normalisation in the decoder.
     """
 
     reconstructs: bool
     judges_codes: bool
     image_judge: float
+    normalised: bool = True
 
 
 CONTESTANTS = {
@@ -69,6 +74,8 @@ CONTESTANTS = {
     "aae": Contestant(True, True, 0),
     "aae_of_images": Contestant(True, False, 1),
     "aae_of_both": Contestant(True, True, 1),
+    "gan_bare": Contestant(False, False, 1, normalised=False),
+    "aae_bare": Contestant(True, True, 0, normalised=False),
 }
 
 
@@ -113,6 +120,17 @@ def image_judge(num_weights: float) -> nn.Module:
     return judge.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
+def normalise(decoder: nn.Module) -> None:
+    """Puts batch normalisation before each activation of a decoder."""
+    for block in decoder.modules():
+        if isinstance(block, (DenseBlock, UpsamplingBlock)):
+            for name, layer in list(block.named_children()):
+                if isinstance(layer, nn.Linear):
+                    setattr(block, name, nn.Sequential(layer, nn.BatchNorm1d(layer.out_features)))
+                elif isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+                    setattr(block, name, nn.Sequential(layer, nn.BatchNorm2d(layer.out_channels)))
+
+
 def count_weights(module: nn.Module) -> int:
     """Number of weights."""
     return sum(parameter.numel() for parameter in module.parameters())
@@ -129,6 +147,8 @@ def train(contestant: Contestant, images: StackedDigits, seed: int, device: Any)
         num_channels=NUM_DIGITS, latent_dim=LATENT_DIM, reconstruction_weight=weight, input_noise_std=INPUT_NOISE
     )
     made: Any = AAEModel(config)
+    if contestant.normalised:
+        normalise(made.decoder)
     model: AAEModel = made.to(device, memory_format=torch.channels_last).train()
     sizes = {"decoder": count_weights(model.decoder)}
     judge = image_judge(contestant.image_judge * sizes["decoder"]).to(device) if contestant.image_judge else None
@@ -202,7 +222,8 @@ def batches(images: StackedDigits) -> list[Tensor]:
 
 @torch.no_grad()
 def samples(model: AAEModel, count: int) -> list[Tensor]:
-    """Images from the prior, some at a time, as whole levels."""
+    """Images from the prior, some at a time, as whole levels. Those of a time are normalised together."""
+    model.decoder.train()
     generator = torch.Generator().manual_seed(0)
     sizes = [min(1_000, count - start) for start in range(0, count, 1_000)]
     return [model.sample(size, generator, output="mode").byte() for size in sizes]
@@ -218,7 +239,7 @@ def draw(record: dict, path: Path) -> None:
         "recall": "recall",
         "in_domain_frechet_distance": "in-domain Fréchet distance",
     }
-    figure = Figure(figsize=(13, 2.8), dpi=110, layout="constrained")
+    figure = Figure(figsize=(13, 3), dpi=110, layout="constrained")
     for axes, (score, title) in zip(figure.subplots(1, len(titles)), titles.items(), strict=True):
         for place, name in enumerate(names):
             values = [run[score] for run in record["runs"].values() if run["contestant"] == name]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hf_latentgen import AAEConfig, AAEModel
 from hf_latentgen.evaluation.results import Results
 
 
@@ -105,19 +106,38 @@ def test_the_discriminator_of_images_has_the_weights_that_it_is_given(benchmark_
     assert judge(torch.zeros(5, 3, 28, 28)).shape == (5,)
 
 
+def test_what_is_activated_in_a_decoder_is_normalised(benchmark_module):
+    module = benchmark_module("mode_coverage")
+    model = AAEModel(AAEConfig(num_channels=3)).train()
+    module.normalise(model.decoder)
+    seen = []
+    for layer in model.decoder.modules():
+        if isinstance(layer, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
+            layer.register_forward_hook(lambda _layer, _given, output: seen.append(output))
+    model.decode(torch.randn(64, 8))
+    # The first one reads latents, then two for each block.
+    assert len(seen) == 5
+    for output in seen:
+        channels = output.transpose(0, 1).flatten(1)
+        assert channels.mean(1).abs().max() < 1e-4
+        assert torch.allclose(channels.std(1), torch.ones(len(channels)), atol=0.05)
+
+
 def test_contestants_are_trained_and_measured_once(run_benchmark, benchmark_module, data_root):
     whole = benchmark_module("mode_coverage").load_images
     changes = {"load_images": lambda *words, **options: whole(*words, **options).select(range(300))}
     words = ("--seeds", "3", "--num_images", "128", "--num_samples", "60", "--num_judged", "30")
     words += ("--data_dir", str(data_root))
     record = run_benchmark("mode_coverage", changes, *words)
-    assert list(record["runs"]) == [
-        f"{name}, seed 3" for name in ("gan_half", "gan", "aae", "aae_of_images", "aae_of_both")
-    ]
+    names = ("gan_half", "gan", "aae", "aae_of_images", "aae_of_both", "gan_bare", "aae_bare")
+    assert list(record["runs"]) == [f"{name}, seed 3" for name in names]
     assert record["yardstick"]["modes"] > 40
     for run in record["runs"].values():
         assert 1 <= run["modes"] <= 60
-        assert ("image_discriminator" in run["weights"]) == (run["contestant"] != "aae")
+        assert ("image_discriminator" in run["weights"]) == (run["contestant"] not in ("aae", "aae_bare"))
+    sizes = {name: record["runs"][f"{name}, seed 3"]["weights"]["decoder"] for name in names}
+    # Two numbers for each normalised channel.
+    assert sizes["gan"] == sizes["aae"] == sizes["aae_bare"] + 2 * (1_024 + 64 + 64 + 32 + 32)
     assert run_benchmark("mode_coverage", changes | {"train": None}, *words) == record
     with pytest.raises(SystemExit, match="settings must be those of"):
         run_benchmark("mode_coverage", changes, "--num_images", "64")
