@@ -132,8 +132,8 @@ def evaluate(
         bool | None, typer.Option("--compile", help="Compile the pass that is repeated K times.")
     ] = None,
     classifier: Annotated[str | None, typer.Option(help="In-domain classifier that judges samples.")] = None,
-    draws: Annotated[
-        list[str] | None, typer.Option(help="The same recipe trained with other labels or seeds; once for each.")
+    repeats: Annotated[
+        list[str] | None, typer.Option(help="The same recipe with another seed, trained and evaluated; once for each.")
     ] = None,
     data_dir: DataDir = None,
     seed: Seed = 0,
@@ -157,7 +157,7 @@ def evaluate(
             options=Options(batch_size, seed, num_importance_samples, compile=compile_pass),
             budget=budget,
             classifier=classifier,
-            draws=tuple(draws or ()),
+            repeats=tuple(repeats or ()),
         )
 
 

@@ -237,7 +237,8 @@ def test_a_shipped_row_is_scored_from_its_name(command, repository, here):
             "the output folder small.yaml/below is not writable",
         ),
         ("--classifier runs/vae_small", "classifier is of no use for variational autoencoders"),
-        ("--draws runs/vae_small", "draws is of no use for variational autoencoders"),
+        ("--repeats runs/vae_small", "results.json does not exist; an evaluation writes it"),
+        ("--repeats vae_digits", "repeats must have config"),
         ("--revision main", "revision must be None for a folder"),
         ("--data nowhere", "name_or_path must be digits"),
     ],
@@ -257,7 +258,7 @@ def test_options_of_another_family_are_refused(refused, repository, option):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ("evaluate aae_mnist --draws aae_mnist_semi_100", "draws must be an image classifier, got aae_mnist"),
+        ("evaluate aae_digits --classifier aae_mnist", "classifier must be an image classifier, got aae_mnist"),
         ("evaluate aae_digits --classifier aae_mnist_all_labels", "classifier must read images of size 8"),
         ("evaluate vae_digit --data digits", "the nearest row is vae_digits"),
         ("train small.yaml --revision main", "revision is of no use without --from, got 'main'"),

@@ -55,15 +55,18 @@ def checkpoint(tmp_path):
         torch.manual_seed(seed)
         folder = save_checkpoint(model_class(AAEConfig(**(TINY | fields))), tmp_path / name)
         data = {"name": "digits"} | (dataset or {})
-        write_run(folder, dataset=data, history=[{"epoch": 1.0, "eval_reconstruction_loss": 0.3}])
+        history = [{"epoch": 1.0, "eval_reconstruction_loss": 0.3}]
+        change = f"training.seed={seed}"
+        trained = {"seed": seed, "overrides": [change], "train_command": f"hf-latentgen train small {change}"}
+        write_run(folder, dataset=data, history=history, config="configs/small.yaml", **trained)
         return folder
 
     return write
 
 
-def evaluated(checkpoint, folder, **options):
+def evaluated(checkpoint, folder, repeats=(), **options):
     """The results that were written of a checkpoint, and their folder."""
-    write_evaluation(evaluate(load(checkpoint), options=Options(**options)), checkpoint, folder)
+    write_evaluation(evaluate(load(checkpoint), options=Options(**options), repeats=repeats), checkpoint, folder)
     return Results.read(folder), folder
 
 
@@ -81,25 +84,28 @@ def test_autoencoder_is_scored_without_a_classifier(checkpoint, tmp_path):
     assert "An adversarial autoencoder of 8x8 images" in card_text(folder, "org/name")
 
 
-def test_classifier_is_judged_and_its_draws_are_averaged(checkpoint, tmp_path, digits):
+def test_classifier_is_judged_and_its_repeats_are_averaged(checkpoint, tmp_path, digits):
     few = {"num_labelled": 100}
     paths = [checkpoint(f"semi_{seed}", AAEForImageClassification, seed, few) for seed in range(3)]
     judge = checkpoint("judge", AAEForImageClassification, 7)
-    draws = tuple(load(path) for path in paths[1:])
-    results, folder = evaluated(paths[0], tmp_path / "out", classifier=load(judge), draws=draws)
+    repeats = [evaluated(path, tmp_path / f"out_{path.name}")[0] for path in paths[1:]]
+    results, folder = evaluated(paths[0], tmp_path / "out", repeats, classifier=load(judge))
     metrics = results.metrics
     assert set(metrics) >= IN_DOMAIN_SCORES
     errors = [classification_error(AAEForImageClassification.from_pretrained(path), digits["test"]) for path in paths]
-    assert results.test_errors_of_draws == pytest.approx(errors)
     assert metrics["test_error"] == pytest.approx(errors[0])
-    assert metrics["test_error_mean"] == pytest.approx(np.mean(errors))
-    assert metrics["test_error_std"] == pytest.approx(np.std(errors, ddof=1))
+    assert [repeat["metrics"]["test_error"] for repeat in results.repeats] == pytest.approx(errors[1:])
+    assert [repeat["seed"] for repeat in results.repeats] == [1, 2]
+    assert results.spread["test_error"] == pytest.approx({"mean": np.mean(errors), "std": np.std(errors, ddof=1)})
+    # Only what was measured of all of them.
+    assert "in_domain_coverage" not in results.spread
+    assert "code_energy_distance" in results.spread
     judged = classification_error(AAEForImageClassification.from_pretrained(judge), digits["test"])
     assert results.diagnostics["in_domain_classifier_test_error"] == pytest.approx(judged)
     assert (folder / "images" / "styles.png").is_file()
     card = card_text(folder, "org/name")
     assert "told the classes of 100 images" in card
-    assert "Error of 3 trainings, each with other labelled images" in card
+    assert "trained 3 times, with other seeds and other labelled images" in card
 
 
 def test_named_clusters_survive_the_results(checkpoint, tmp_path):

@@ -33,8 +33,6 @@ METRICS = {
     "linear_probe_accuracy": Metric("Linear probe on the latent means, accuracy", "fraction", 4, "measurement"),
     "reconstruction_mse": Metric("Reconstruction, mean squared error", "levels scaled to [0, 1]", 5, "measurement"),
     "test_error": Metric("Classification error", "fraction", 4, "measurement"),
-    "test_error_mean": Metric("Classification error, mean over trainings", "fraction", 4, "measurement"),
-    "test_error_std": Metric("Classification error, standard deviation over trainings", "fraction", 4, "measurement"),
     "reconstruction_mse_minus1_1": Metric("Reconstruction, mean squared error", "values on [-1, 1]", 4, "measurement"),
     "code_max_abs_mean": Metric("Codes, largest absolute mean of a dimension", "", 3, "measurement"),
     "code_min_std": Metric("Codes, least standard deviation of a dimension", "", 3, "measurement"),
@@ -113,21 +111,29 @@ def show(results: Results, key: str) -> str:
     return shown if error is None else f"{shown} ± {describe_metric(key).show(error)}"
 
 
+def show_spread(results: Results, key: str) -> str:
+    """The mean of a score over several trainings with its standard deviation, or else the score."""
+    if key not in results.spread:
+        return show(results, key)
+    return " ± ".join(describe_metric(key).show(results.spread[key][part]) for part in ("mean", "std"))
+
+
 def headline(results: Results) -> str:
     """The main score, as in "0.5190 bits/dim" or "classification error 0.0310". Empty if nothing was measured.
 
-    It is the first one measured, but the mean over draws of the labels where there were several.
+    It is the first one measured, its mean where the recipe was trained several times.
     """
-    for key in ("test_error_mean", *results.metrics):
-        if key in results.metrics:
-            metric = describe_metric(key)
-            value = metric.show(results.metrics[key])
-            if metric.unit in ("bits/dim", "nats", "bits/byte"):
-                return f"{value} {metric.unit}"
-            # A name keeps its capital.
-            title = metric.title if metric.title.startswith("Frechet") else metric.title[0].lower() + metric.title[1:]
-            return f"{title} {value}"
-    return ""
+    if not results.metrics:
+        return ""
+    key = next(iter(results.metrics))
+    metric = describe_metric(key)
+    value = metric.show(results.spread[key]["mean"] if key in results.spread else results.metrics[key])
+    several = f", mean of {1 + len(results.repeats)} trainings" if key in results.spread else ""
+    if metric.unit in ("bits/dim", "nats", "bits/byte"):
+        return f"{value} {metric.unit}{several}"
+    # A name keeps its capital.
+    title = metric.title if metric.title.startswith("Frechet") else metric.title[0].lower() + metric.title[1:]
+    return f"{title}{several}: {value}" if several else f"{title} {value}"
 
 
 def best_baseline(results: Results) -> tuple[str, str]:

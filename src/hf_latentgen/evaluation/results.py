@@ -13,6 +13,7 @@ from hf_latentgen.models.configuration_latentgen import require
 
 FILE = "results.json"
 REFERENCE_KEYS = ("name", "metric", "value", "source")
+REPEAT_KEYS = ("seed", "command", "metrics")
 
 
 @strict
@@ -34,7 +35,8 @@ class Results:
         model: model type, class and fields of the configuration.
         autoencoder: the same of the autoencoder of a latent prior, else None.
         sample_text: what a model of texts wrote, else None.
-        test_errors_of_draws: errors of several trainings of a classifier, the first one of this checkpoint.
+        repeats: other trainings of the same recipe, each with its `seed`, its `command` and its `metrics`.
+        spread: of each score that all trainings have, this one's included, its `mean` and standard deviation `std`.
         evaluate_command: the command that gives the same numbers.
         evaluation: seed, batch size, time, hardware, versions and commit of the evaluation.
         train_command: the command that trained it. None, as all that follows is empty, where no record was at hand.
@@ -63,7 +65,8 @@ class Results:
     model: dict
     autoencoder: dict | None
     sample_text: str | None
-    test_errors_of_draws: list
+    repeats: list
+    spread: dict
     evaluate_command: str
     evaluation: dict
     train_command: str | None = None
@@ -111,6 +114,9 @@ class Results:
             require(is_number, f"reference[{index}].value", value, "a number")
         for index, entry in enumerate(self.history):
             require(isinstance(entry, dict), f"history[{index}]", entry, "an object")
+        for index, entry in enumerate(self.repeats):
+            wanted = sorted(REPEAT_KEYS)
+            require(isinstance(entry, dict) and sorted(entry) == wanted, f"repeats[{index}]", entry, f"of {wanted}")
 
     @classmethod
     def from_dict(cls, values: dict, source: str = FILE) -> "Results":

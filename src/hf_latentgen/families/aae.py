@@ -10,7 +10,7 @@ from hf_latentgen.evaluation.clusters import classification_error
 from hf_latentgen.evaluation.distances import energy_distance_test, moment_scores, parzen_log_likelihood
 from hf_latentgen.evaluation.features import in_domain_scores
 from hf_latentgen.evaluation.latents import linear_probe_accuracy
-from hf_latentgen.evaluation.metrics import main_reference, show
+from hf_latentgen.evaluation.metrics import main_reference, show, show_spread
 from hf_latentgen.evaluation.pictures import image_grid
 from hf_latentgen.evaluation.results import Results
 from hf_latentgen.evaluation.samples import (
@@ -79,13 +79,7 @@ def measure(checkpoint: Checkpoint, data: Data, options: Options) -> Measured:
         metrics |= scores
         diagnostics |= real
     diagnostics |= memory_check(samples[:NUM_SAMPLES], train.levels, test.levels, model.config.num_levels)
-    errors = []
-    if options.draws:
-        others = [classification_error(other.model, test, batch_size) for other in options.draws]
-        errors = [metrics["test_error"], *others]
-        metrics["test_error_mean"] = float(np.mean(errors))
-        metrics["test_error_std"] = float(np.std(errors, ddof=1))
-    return Measured(metrics, diagnostics, test_errors_of_draws=errors)
+    return Measured(metrics, diagnostics)
 
 
 def verify(checkpoint: Checkpoint, data: Data, options: Options) -> dict[str, float]:
@@ -116,10 +110,7 @@ def draw(checkpoint: Checkpoint, data: Data, results: Results, seed: int) -> dic
 
 
 def columns(results: Results) -> dict[str, str]:
-    """Cells by the title of their column; the error of several draws of labels is their mean."""
-    error = show(results, "test_error")
-    if "test_error_mean" in results.metrics:
-        error = f"{show(results, 'test_error_mean')} ± {show(results, 'test_error_std')}"
+    """Cells by the title of their column."""
     return {
         "lambda": f"{results.model['reconstruction_weight']:g}",
         "MSE on [-1, 1]": show(results, "reconstruction_mse_minus1_1"),
@@ -129,7 +120,7 @@ def columns(results: Results) -> dict[str, str]:
         "Coverage": show(results, "in_domain_coverage"),
         "Recall": show(results, "in_domain_recall"),
         "Class KL": show(results, "class_histogram_kl_nats"),
-        "Test error": error,
+        "Test error": show_spread(results, "test_error"),
         "Reference": main_reference(results, "test_error"),
     }
 
@@ -148,7 +139,7 @@ AAE = Family(
     draw=draw,
     columns=columns,
     template=Path(__file__).with_name("aae.md.jinja"),
-    options=("classifier", "draws"),
+    options=("classifier",),
     # Five of 10,000 images may be taken for another class by another processor.
     tolerances={"test_error": 5e-4},
     history=("reconstruction_loss", "reconstruction loss"),

@@ -81,7 +81,6 @@ class Options:
         budget: seconds that these samples may take, from which K follows.
         compile: compile the pass that is repeated K times.
         classifier: in-domain classifier that judges samples.
-        draws: classifiers of the same recipe trained with other labelled images or seeds.
     """
 
     batch_size: int = 128
@@ -90,7 +89,6 @@ class Options:
     budget: float | None = None
     compile: bool | None = None
     classifier: Checkpoint | None = None
-    draws: tuple[Checkpoint, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,6 @@ class Measured:
     diagnostics: dict[str, float]
     baseline: dict[str, float] = field(default_factory=dict)
     sample_text: str | None = None
-    test_errors_of_draws: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from hf_latentgen.evaluation.metrics import (
     describe_metric,
     headline,
     show,
+    show_spread,
     words,
 )
 from hf_latentgen.evaluation.provenance import option_value
@@ -148,7 +149,7 @@ def render_card(
         history_title=f"validation {unit}",
         is_classifier=family.task(results.model) == CLASSIFIER_TASK,
         model_class=family.model_class(results.model),
-        runs=[f"{error:.4f}" for error in results.test_errors_of_draws],
+        trainings=_training_rows(results),
         num_parameters=f"{results.num_parameters:,}",
         num_images=f"{results.num_images:,}",
         train_time=None if results.train_seconds is None else duration(results.train_seconds),
@@ -206,6 +207,21 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def _title(key: str) -> str:
+    metric = describe_metric(key)
+    return f"{metric.title} ({metric.unit})" if metric.unit else metric.title
+
+
+def _training_rows(results: Results) -> list[tuple[str, list[str]]]:
+    """Of each score of several trainings its title, what each of them came to, and their mean with its deviation."""
+    rows = []
+    for key in results.spread:
+        metric = describe_metric(key)
+        values = [training[key] for training in (results.metrics, *(repeat["metrics"] for repeat in results.repeats))]
+        rows.append((_title(key), [*map(metric.show, values), show_spread(results, key)]))
+    return rows
 
 
 def _caption(name: str, family: Family) -> str:
@@ -273,11 +289,10 @@ def _score_rows(results: Results) -> list[tuple[str, str, str, str, str]]:
         if key.endswith(STANDARD_ERROR):
             continue
         metric = describe_metric(key)
-        title = f"{metric.title} ({metric.unit})" if metric.unit else metric.title
         published = "; ".join(f"{entry['value']:g}" for entry in results.reference if entry["metric"] == key)
         is_comparable = key in COMPARABLE and results.baseline
         baseline = "{1} ({0})".format(*best_baseline(results)) if is_comparable else ""
-        rows.append((title, metric.kind, show(results, key), published, baseline))
+        rows.append((_title(key), metric.kind, show(results, key), published, baseline))
     return rows
 
 

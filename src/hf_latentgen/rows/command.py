@@ -86,7 +86,7 @@ def evaluate_command(
     options: Options,
     budget: str | None,
     classifier: str | None,
-    draws: tuple[str, ...],
+    repeats: tuple[str, ...],
 ) -> None:
     """Evaluate a checkpoint, print its scores, and write them where that was asked for.
 
@@ -107,7 +107,7 @@ def evaluate_command(
     elif (folder / RECORD).is_file() and data is None and split == "test":
         target = folder
     judge = None if classifier is None else load(classifier)
-    others = tuple(load(draw) for draw in draws) or None
+    others = [Results.read(find_folder(repeat)) for repeat in repeats]
     loaded = replace(load(folder), name=checkpoint)
     if budget is None and not row and options.num_importance_samples is None:
         budget = BUDGET if "budget" in find_family(loaded.model_type).options else None
@@ -117,7 +117,8 @@ def evaluate_command(
         data,
         split=split,
         data_dir=data_dir,
-        options=replace(options, classifier=judge, draws=others, budget=seconds),
+        options=replace(options, classifier=judge, budget=seconds),
+        repeats=others,
         command=command,
         say=print,
     )

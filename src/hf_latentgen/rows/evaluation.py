@@ -3,14 +3,16 @@
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from hf_latentgen.evaluation.anomaly import MIN_IMAGES, Calibration, calibrate, methods_of
 from hf_latentgen.evaluation.likelihood import MOST_SAMPLES, OTHER_PASSES, affordable_samples
+from hf_latentgen.evaluation.metrics import STANDARD_ERROR
 from hf_latentgen.evaluation.pictures import score_history
 from hf_latentgen.evaluation.provenance import (
     PROVENANCE,
@@ -26,12 +28,14 @@ from hf_latentgen.families import FAMILIES, find_family
 from hf_latentgen.families.family import Family, Options
 from hf_latentgen.hub.files import CONFIGS, PIPELINE_FILES, WEIGHTS, has_weights, weights_sha256
 from hf_latentgen.hub.loading import Checkpoint, load
-from hf_latentgen.rows.cards import duration
+from hf_latentgen.rows.cards import CHANGES_NOTHING, duration
 
 # What a row keeps of a checkpoint: a model, or a pipeline with its parts.
 KEPT_FILES = (*CONFIGS, WEIGHTS, *PIPELINE_FILES)
 # A clone stays small: all rows together hold four times as much.
 MAX_WEIGHT_BYTES = 20 * 2**20
+# What may differ between two trainings of one recipe.
+SEEDS = ("training.seed=", "dataset.label_seed=")
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ def evaluate(
     split: str = "test",
     data_dir: str | None = None,
     options: Options | None = None,
+    repeats: Sequence[Results] = (),
     command: str = "",
     say: Callable[[str], None] | None = None,
     families: tuple[Family, ...] = FAMILIES,
@@ -62,13 +67,14 @@ def evaluate(
         split: split to score, all of it.
         data_dir: folder with local data files.
         options: how to measure.
+        repeats: results of other trainings of the same recipe, as an evaluation of each has written them.
         command: what was typed, for the record; K that followed from a budget is added to it.
         say: told beforehand how many importance samples are drawn, and for how long; None to go on in silence.
         families: those that are known.
 
     Raises:
-        ValueError: an option is out of range or of no use for this family, no data set is named and none recorded, or
-            a score is not finite.
+        ValueError: an option is out of range or of no use for this family, no data set is named and none recorded, the
+            repeats are of another recipe or other data, or a score is not finite.
         OSError: data is missing.
     """
     started = time.monotonic()
@@ -78,6 +84,7 @@ def evaluate(
     record = read_record(checkpoint.folder)
     name, dataset_options = data_of(checkpoint, dataset, record)
     same_data = name == record.get("dataset")
+    check_repeats(record, name, split, repeats)
     data = family.load_data(checkpoint, name, split, data_dir)
     # All splits are read now, so that what is missing shows before anything is measured.
     *_, test = data
@@ -108,7 +115,8 @@ def evaluate(
         model=model if denoiser is None else record.get("model", {"model_type": family.model_type}) | sizes,
         autoencoder=None if denoiser is None else model,
         sample_text=measured.sample_text,
-        test_errors_of_draws=measured.test_errors_of_draws,
+        repeats=[],
+        spread={},
         evaluate_command=command,
         evaluation={
             "seed": options.seed,
@@ -124,6 +132,7 @@ def evaluate(
     if not same_data:
         # Published values are of a recipe and its data.
         results = replace(results, reference=[])
+    results = with_repeats(results, repeats)
     pictures = family.draw(checkpoint, data, results, options.seed) | draw_history(results, family)
     calibration = None
     if denoiser is None and methods_of(checkpoint.model) and len(data.validation) >= MIN_IMAGES:
@@ -194,16 +203,51 @@ def check_options(family: Family, options: Options, checkpoint: Checkpoint) -> N
         if is_special and getattr(options, own.name) != own.default and own.name not in family.options:
             allowed = ", ".join(family.options) or "none"
             raise ValueError(f"{own.name} is of no use for {family.title.lower()}; options of their own: {allowed}")
-    # The error of several trainings is that of the checkpoint and of the others.
-    draws = (checkpoint, *options.draws) if options.draws else ()
-    for name, given in (("classifier", options.classifier), *(("draws", draw) for draw in draws)):
-        if given is None:
-            continue
-        if given.model.hub_task != "image-classification":
-            raise ValueError(f"{name} must be an image classifier, got {given.name}: {given.model.kind}")
-        expected, size = checkpoint.model.config.image_size, given.model.config.image_size
+    if (judge := options.classifier) is not None:
+        if judge.model.hub_task != "image-classification":
+            raise ValueError(f"classifier must be an image classifier, got {judge.name}: {judge.model.kind}")
+        expected, size = checkpoint.model.config.image_size, judge.model.config.image_size
         if size != expected:
-            raise ValueError(f"{name} must read images of size {expected}, got {given.name}: {size}")
+            raise ValueError(f"classifier must read images of size {expected}, got {judge.name}: {size}")
+
+
+def check_repeats(record: dict, dataset: str, split: str, repeats: Sequence[Results]) -> None:
+    """Raise `ValueError` if one of the results is not of the recipe, the data and the split, or one is there twice."""
+    known = [record.get("train_command")]
+    if repeats and None in known:
+        raise ValueError("repeats are of no use for a checkpoint without a record of its training")
+    for other in repeats:
+        for name, expected in (("config", record["config"]), ("dataset", dataset), ("split", split)):
+            if getattr(other, name) != expected:
+                raise ValueError(f"repeats must have {name} {expected!r}, got {other.row}: {getattr(other, name)!r}")
+        changes = [word for word in other.overrides if not word.startswith((*CHANGES_NOTHING, *SEEDS))]
+        if changes:
+            raise ValueError(f"repeats must change nothing but {' and '.join(SEEDS)}, got {other.row}: {changes}")
+        if other.train_command is None:
+            raise ValueError(f"repeats must have a record of their training, got {other.row} without one")
+        if other.train_command in known:
+            raise ValueError(f"repeats must be other trainings, got {other.train_command!r} twice")
+        known.append(other.train_command)
+
+
+def with_repeats(results: Results, repeats: Sequence[Results]) -> Results:
+    """The results with the scores of other trainings of their recipe, and mean and standard deviation over all."""
+    trainings = [results, *repeats]
+    shared = [name for name in results.metrics if all(name in training.metrics for training in trainings)]
+    names = [name for name in shared if not name.endswith(STANDARD_ERROR)]
+    values = {name: [training.metrics[name] for training in trainings] for name in names if repeats}
+    return replace(
+        results,
+        repeats=[
+            {
+                "seed": other.seed,
+                "command": other.train_command,
+                "metrics": {name: other.metrics[name] for name in names},
+            }
+            for other in repeats
+        ],
+        spread={name: {"mean": float(np.mean(own)), "std": float(np.std(own, ddof=1))} for name, own in values.items()},
+    )
 
 
 def write_evaluation(evaluation: Evaluation, checkpoint: Path, folder: Path) -> Path:
