@@ -286,7 +286,6 @@ def test_what_may_become_a_row(checkpoint, tmp_path):
         ({"num_importance_samples": -1}, "num_importance_samples must be at least 0, got -1"),
         ({"budget": -1.0}, "budget must be at least 0, got -1"),
         ({"budget": 60.0, "num_importance_samples": 5}, "budget must be None where num_importance_samples is given"),
-        ({"draws": ()}, "draws is of no use for variational autoencoders"),
         ({"classifier": "itself"}, "classifier is of no use for variational autoencoders"),
     ],
 )
@@ -335,7 +334,7 @@ def test_an_adversarial_autoencoder_has_no_options_of_a_vae(tmp_path, name):
     fields = {"architecture": "mlp", "image_size": 8, "latent_dim": 2, "hidden_channels": [8], "num_labels": 10}
     model = AAEForImageClassification(AAEConfig(**fields, num_levels=16, discriminator_channels=[8]))
     loaded = load(save_checkpoint(model, tmp_path / "aae"))
-    with pytest.raises(ValueError, match=f"{name} is of no use for .*; options of their own: classifier, draws"):
+    with pytest.raises(ValueError, match=f"{name} is of no use for .*; options of their own: classifier"):
         evaluate(loaded, "digits", options=Options(**{name: 1}))
 
 
