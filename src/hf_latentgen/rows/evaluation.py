@@ -34,8 +34,8 @@ from hf_latentgen.rows.cards import CHANGES_NOTHING, duration
 KEPT_FILES = (*CONFIGS, WEIGHTS, *PIPELINE_FILES)
 # A clone stays small: all rows together hold four times as much.
 MAX_WEIGHT_BYTES = 20 * 2**20
-# What may differ between two trainings of one recipe.
-SEEDS = ("training.seed=", "dataset.label_seed=")
+# What may differ between two trainings of one recipe: seeds, and pictures, which change nothing.
+MAY_DIFFER = ("training.seed=", "dataset.label_seed=", "training.sample_epochs=")
 
 
 @dataclass(frozen=True)
@@ -220,9 +220,9 @@ def check_repeats(record: dict, dataset: str, split: str, repeats: Sequence[Resu
         for name, expected in (("config", record["config"]), ("dataset", dataset), ("split", split)):
             if getattr(other, name) != expected:
                 raise ValueError(f"repeats must have {name} {expected!r}, got {other.row}: {getattr(other, name)!r}")
-        changes = [word for word in other.overrides if not word.startswith((*CHANGES_NOTHING, *SEEDS))]
+        changes = [word for word in other.overrides if not word.startswith((*CHANGES_NOTHING, *MAY_DIFFER))]
         if changes:
-            raise ValueError(f"repeats must change nothing but {' and '.join(SEEDS)}, got {other.row}: {changes}")
+            raise ValueError(f"repeats must change nothing but {', '.join(MAY_DIFFER)}, got {other.row}: {changes}")
         if other.train_command is None:
             raise ValueError(f"repeats must have a record of their training, got {other.row} without one")
         if other.train_command in known:
