@@ -325,3 +325,18 @@ def test_unusual_images_of_the_guide_are_those_that_were_measured(read_record, g
         found = [pair["scores"].get(method) for method in methods]
         cells = " | ".join(f"{scores['auroc']:.3f}" if scores else "-" for scores in found)
         assert f"| {model} | {data.replace(' -> ', ' | ')} | {cells} |" in text, name
+
+
+def test_modes_of_the_guide_are_those_that_were_measured(read_record, guide):
+    record, text = read_record("mode_coverage"), guide("mode_coverage")
+    assert f"{record['settings']['num_images']:,} images" in text
+    assert f"{record['classifier_test_error']:.2%}".replace("%", " %") in text
+    scores = ("modes", "kl_to_uniform_nats", "coverage", "recall", "in_domain_frechet_distance")
+
+    def cells(found):
+        modes, *others, distance = (found[score] for score in scores)
+        return " | ".join([f"{modes:,}", *(f"{value:.3f}" for value in others), f"{distance:,.0f}"])
+
+    assert f"| real test images | | {cells(record['yardstick'])} |" in text
+    for run in record["runs"].values():
+        assert f"| `{run['contestant']}` | {run['seed']} | {cells(run)} |" in text
