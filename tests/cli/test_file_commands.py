@@ -228,6 +228,20 @@ def test_a_calibration_elsewhere_brings_the_model_along(command, vae, images, he
     assert "unusual" in command("score images --model elsewhere --false-alarm-rate 0.05")
 
 
+def test_a_calibration_never_replaces_another_model(refused, vae, here):
+    other = save_vae(here / "other", latent_dim=3)
+    before = (other / "model.safetensors").read_bytes()
+    assert "output_dir must be a folder without another model" in refused(f"calibrate {vae} --output-dir {other}")
+    assert (other / "model.safetensors").read_bytes() == before
+    (here / "file").touch()
+    assert "output_dir must be a folder, got the file" in refused(f"calibrate {vae} --output-dir file")
+
+
+def test_an_empty_image_among_others_is_no_image(refused, vae, images, here):
+    (here / "images" / "zero.png").touch()
+    assert "zero.png must be an image that can be read" in refused(f"score images --model {vae}")
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
@@ -245,7 +259,10 @@ def test_mistakes_in_what_is_unusual_end_with_one_line(refused, vae, images, wor
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ("aae_digits", "method must be one of none (adversarial autoencoder), got"),
+        (
+            "aae_digits",
+            "model must have a likelihood of images to say how unusual they are, got adversarial autoencoder",
+        ),
         ("{vae} --data few", "dataset must have at least 50 validation images for a calibration, got 1 of few"),
     ],
 )

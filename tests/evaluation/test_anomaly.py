@@ -147,13 +147,23 @@ def test_all_classes_of_a_conditional_model_are_asked(images):
     [
         (make_vae, "likelihood", "bits_per_dim, typicality"),
         (make_pixels, "likelihood_regret", "likelihood_ratio \\(transformer of pixels\\)"),
-        (lambda: AAEModel(AAEConfig(latent_dim=2, architecture="mlp", **IMAGE)), "bits_per_dim", "none"),
-        (lambda: LocalTransformerForCausalLM(LocalTransformerConfig(**TRANSFORMER)), "bits_per_dim", "none"),
     ],
 )
 def test_a_method_that_the_model_cannot_give_is_refused(images, make, method, allowed):
     with pytest.raises(ValueError, match=f"^method must be one of .*{allowed}.* got '{method}'"):
         anomaly_scores(make(), images, method)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda: AAEModel(AAEConfig(latent_dim=2, architecture="mlp", **IMAGE)), "adversarial autoencoder"),
+        (lambda: LocalTransformerForCausalLM(LocalTransformerConfig(**TRANSFORMER)), "transformer of text"),
+    ],
+)
+def test_a_model_without_a_likelihood_of_images_is_refused(images, make, kind):
+    with pytest.raises(ValueError, match=f"^model must have a likelihood of images .*, got {kind}"):
+        anomaly_scores(make(), images)
 
 
 def test_jpeg_xl_is_never_replaced_in_silence(images, monkeypatch):
@@ -180,8 +190,14 @@ def test_what_a_method_needs_is_asked_for(images):
     aae = AAEModel(AAEConfig(latent_dim=2, architecture="mlp", **IMAGE))
     with pytest.raises(ValueError, match="^background must be .* got a model: adversarial autoencoder"):
         anomaly_scores(model, images, "likelihood_ratio", background=aae)
-    with pytest.raises(ValueError, match="^background must read images of 16 levels, .* got one for 2"):
+    with pytest.raises(ValueError, match="^background must have num_levels 16, .* got one with 2"):
         anomaly_scores(model, images, "likelihood_ratio", background=make_vae(num_levels=2))
+    with pytest.raises(ValueError, match="^background must have num_channels 1, .* got one with 3"):
+        anomaly_scores(model, images, "likelihood_ratio", background=make_vae(num_channels=3))
+    with pytest.raises(ValueError, match="^usual_bits must be .* got nan"):
+        anomaly_scores(model, images, "typicality", usual_bits=math.nan)
+    with pytest.raises(ValueError, match=r"^bits must have shape \[7\], one number for each image, got \[6\]"):
+        anomaly_scores(model, images, "complexity_png", bits=np.ones(6))
 
 
 def test_scores_that_are_not_finite_are_refused(images):

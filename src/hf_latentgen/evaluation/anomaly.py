@@ -86,10 +86,12 @@ def anomaly_scores(
     check_levels(images, config.num_channels, config.image_size, config.num_levels)
     if method == REGRET:
         return likelihood_regret(model, images, batch_size, seed)
-    bits = image_bits(model, images, batch_size, seed) if bits is None else bits
+    bits = image_bits(model, images, batch_size, seed) if bits is None else _finite(bits)
+    if bits.shape != (len(images),):
+        raise ValueError(f"bits must have shape [{len(images)}], one number for each image, got {list(bits.shape)}")
     if method == "typicality":
-        if usual_bits is None:
-            raise ValueError("usual_bits must be the mean bits per dimension of validation images, got None")
+        if usual_bits is None or not np.isfinite(usual_bits):
+            raise ValueError(f"usual_bits must be the mean bits per dimension of validation images, got {usual_bits}")
         return np.abs(bits - usual_bits)
     if method == "likelihood_ratio":
         return bits - image_bits(_checked_background(model, background), images, batch_size, seed)
@@ -103,9 +105,11 @@ def anomaly_scores(
 def check_method(model: LatentGenModel, method: str) -> None:
     """Raise `ValueError` unless the model can give the scores of a method."""
     allowed = methods_of(model)
+    if not allowed:
+        raise ValueError(f"model must have a likelihood of images to say how unusual they are, got {model.kind}")
     if method not in allowed:
         reason = "; that of JPEG XL needs the package imagecodecs" if method == "complexity_jpeg_xl" else ""
-        told = f"{', '.join(allowed) or 'none'} ({model.kind}), got {method!r}{reason}"
+        told = f"{', '.join(allowed)} ({model.kind}), got {method!r}{reason}"
         raise ValueError(f"method must be one of {told}")
 
 
@@ -185,10 +189,10 @@ def _checked_background(model: LatentGenModel, background: LatentGenModel | None
     if background is None or "likelihood_ratio" not in methods_of(background):
         given = "None" if background is None else f"a model: {background.kind}"
         raise ValueError(f"background must be a model with a likelihood of images for likelihood_ratio, got {given}")
-    # Their shape the background looks at itself.
-    expected, found = model.config.num_levels, background.config.num_levels
-    if found != expected:
-        raise ValueError(f"background must read images of {expected} levels, as the model does, got one for {found}")
+    for name in ("num_levels", "num_channels", "image_size"):
+        expected, found = (getattr(each.config, name) for each in (model, background))
+        if found != expected:
+            raise ValueError(f"background must have {name} {expected}, as the model does, got one with {found}")
     return background
 
 
@@ -273,20 +277,21 @@ class Calibration:
         return self.quantiles[method]
 
     @classmethod
-    def read(cls, folder: Path) -> "Calibration":
+    def read(cls, folder: str | Path) -> "Calibration":
         """The calibration in the folder of a checkpoint.
 
         Raises:
             FileNotFoundError: there is none; says how to make one.
             ValueError: it is damaged, or of other weights.
         """
-        path, remedy = folder / CALIBRATION, "hf-latentgen calibrate CHECKPOINT --data DATA makes one"
+        path, remedy = Path(folder) / CALIBRATION, "hf-latentgen calibrate CHECKPOINT --data DATA makes one"
         values = read_json(path, remedy)
         names = {own.name for own in fields(cls)}
         if values.keys() != names:
-            raise ValueError(f"{path} must have the keys {', '.join(sorted(names))}, got {', '.join(sorted(values))}")
+            told = f"{', '.join(sorted(names))}, got {', '.join(sorted(values)) or 'none'}"
+            raise ValueError(f"{path} must have the keys {told}; {remedy}")
         calibration = cls(**values)
-        if (found := weights_sha256(folder)) != calibration.weights_sha256:
+        if (found := weights_sha256(Path(folder))) != calibration.weights_sha256:
             told = f"weights_sha256 of {path} must be {found}, as of the weights beside it"
             raise ValueError(f"{told}, got {calibration.weights_sha256}; {remedy}")
         return calibration

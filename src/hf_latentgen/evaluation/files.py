@@ -49,11 +49,11 @@ def _names(files: list[Path], path: Path) -> list[str]:
 
 
 def list_files(path: Path, images: bool) -> list[Path]:
-    """The file itself, or the files below a folder in the order of their paths, without hidden and empty ones.
+    """The file itself, or the files below a folder in the order of their paths, without hidden ones.
 
     Args:
         path: file or folder.
-        images: keep those whose ending is one of an image.
+        images: keep those whose ending is one of an image; empty texts are left out, an empty image is an error later.
 
     Raises:
         FileNotFoundError: there is none.
@@ -62,7 +62,7 @@ def list_files(path: Path, images: bool) -> list[Path]:
         return [path]
     kind, endings = ("images", Image.registered_extensions()) if images else ("files", {})
     files = [path / name for name in walk_files(path)] if path.is_dir() else []
-    found = [file for file in files if file.stat().st_size and (not images or file.suffix.lower() in endings)]
+    found = [file for file in files if (file.suffix.lower() in endings if images else file.stat().st_size)]
     if not found:
         raise FileNotFoundError(f"{path} must be a file, or a folder that holds {kind}, found none")
     return found

@@ -8,7 +8,7 @@ from hf_latentgen.evaluation.anomaly import Calibration, anomaly_scores, calibra
 from hf_latentgen.evaluation.files import levels_of_files, score_files
 from hf_latentgen.evaluation.provenance import read_record
 from hf_latentgen.families import find_family
-from hf_latentgen.hub.files import CALIBRATION, model_files, weights_sha256
+from hf_latentgen.hub.files import CALIBRATION, has_weights, model_files, weights_sha256
 from hf_latentgen.hub.loading import ROWS, load
 from hf_latentgen.rows.command import print_table
 from hf_latentgen.rows.evaluation import data_of
@@ -25,17 +25,22 @@ def calibrate_command(
     """Write what validation images score into the folder of a checkpoint, or elsewhere with a copy of the model.
 
     Raises:
-        ValueError: no folder is named for a checkpoint of the Hub, no data is named, or as in [`calibrate`].
+        ValueError: no folder is named for a checkpoint of the Hub, or one that holds another model; no data is named;
+            or as in [`calibrate`].
     """
     loaded = load(checkpoint, revision)
     check_method(loaded.model, "bits_per_dim")
     if output_dir is None and not any(folder.is_dir() for folder in (Path(checkpoint), ROWS / checkpoint)):
         raise ValueError(f"output_dir must be named for {checkpoint}, which is no folder of yours, got None")
+    target = loaded.folder if output_dir is None else Path(output_dir)
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"output_dir must be a folder, got the file {target}")
+    if has_weights(target) and weights_sha256(target) != weights_sha256(loaded.folder):
+        raise ValueError(f"output_dir must be a folder without another model, got {target}")
     name, dataset_options = data_of(loaded, data, read_record(loaded.folder))
     validation = find_family(loaded.model_type).load_data(loaded, name, "test", data_dir).validation
     second = None if background is None else load(background)
     calibration = calibrate(loaded, validation, name, second, dataset_options.get("leave_out_classes", ()))
-    target = loaded.folder if output_dir is None else Path(output_dir)
     if target.resolve() != loaded.folder.resolve():
         for file in model_files(loaded.folder):
             (target / file).parent.mkdir(parents=True, exist_ok=True)
