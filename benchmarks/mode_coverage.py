@@ -12,9 +12,9 @@ each image is seen once:
 - aae: encoder and decoder, and a discriminator that sees codes only, at lambda 0.995;
 - aae_of_images: encoder and decoder must reconstruct as before, but the adversary sees images, drawn from the prior,
   as that of the gan does, and nothing holds the codes to the prior: what "must reconstruct" does by itself;
-- aae_of_both: the aae with that discriminator of images as well;
-- gan_bare: the gan with the decoder of `aae_mnist` as it is. All others normalise its hidden layers over the batch, as
-  DCGAN does.
+- aae_of_both: the aae with that discriminator of images as well.
+
+The hidden layers of the decoder are normalised over the batch, as in DCGAN: without it, the gan learned nothing.
 
 Prints a line for each, and writes `mode_coverage.json` and a picture, `mode_coverage.png`, beside this, after each run:
 a run that is there already is not made again, so that they can be made in pieces.
@@ -61,13 +61,11 @@ class Contestant:
         reconstructs: an encoder, from whose codes the decoder has to make the image again.
         judges_codes: a discriminator of codes.
         image_judge: weights of the discriminator of images as a share of the decoder's; 0 for none.
-        normalised: batch normalisation in the decoder.
     """
 
     reconstructs: bool
     judges_codes: bool
     image_judge: float
-    normalised: bool = True
 
 
 CONTESTANTS = {
@@ -76,7 +74,6 @@ CONTESTANTS = {
     "aae": Contestant(True, True, 0),
     "aae_of_images": Contestant(True, False, 1),
     "aae_of_both": Contestant(True, True, 1),
-    "gan_bare": Contestant(False, False, 1, normalised=False),
 }
 
 
@@ -148,8 +145,7 @@ def train(contestant: Contestant, images: StackedDigits, seed: int, device: Any)
         num_channels=NUM_DIGITS, latent_dim=LATENT_DIM, reconstruction_weight=weight, input_noise_std=INPUT_NOISE
     )
     made: Any = AAEModel(config)
-    if contestant.normalised:
-        normalise(made.decoder)
+    normalise(made.decoder)
     model: AAEModel = made.to(device, memory_format=torch.channels_last).train()
     sizes = {"decoder": count_weights(model.decoder)}
     judge = image_judge(contestant.image_judge * sizes["decoder"]).to(device) if contestant.image_judge else None

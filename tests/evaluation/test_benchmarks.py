@@ -129,15 +129,13 @@ def test_contestants_are_trained_and_measured_once(run_benchmark, benchmark_modu
     words = ("--seeds", "3", "--num_images", "128", "--num_samples", "60", "--num_judged", "30")
     words += ("--data_dir", str(data_root))
     record = run_benchmark("mode_coverage", changes, *words)
-    names = ("gan_half", "gan", "aae", "aae_of_images", "aae_of_both", "gan_bare")
+    names = ("gan_half", "gan", "aae", "aae_of_images", "aae_of_both")
     assert list(record["runs"]) == [f"{name}, seed 3" for name in names]
     assert record["yardstick"]["modes"] > 40
     for run in record["runs"].values():
         assert 1 <= run["modes"] <= 60
         assert ("image_discriminator" in run["weights"]) == (run["contestant"] != "aae")
-    sizes = {name: record["runs"][f"{name}, seed 3"]["weights"]["decoder"] for name in names}
-    # Two numbers for each normalised channel.
-    assert sizes["gan"] == sizes["aae"] == sizes["gan_bare"] + 2 * (1_024 + 64 + 64 + 32 + 32)
+    assert len({run["weights"]["decoder"] for run in record["runs"].values()}) == 1
     assert run_benchmark("mode_coverage", changes | {"train": None}, *words) == record
     with pytest.raises(SystemExit, match="settings must be those of"):
         run_benchmark("mode_coverage", changes, "--num_images", "64")
