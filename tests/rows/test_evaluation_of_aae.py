@@ -105,7 +105,7 @@ def test_classifier_is_judged_and_its_repeats_are_averaged(checkpoint, tmp_path,
     assert (folder / "images" / "styles.png").is_file()
     card = card_text(folder, "org/name")
     assert "told the classes of 100 images" in card
-    assert "trained 3 times, with other seeds and other labelled images" in card
+    assert "trained 3 times, with other seeds:" in card
 
 
 def test_named_clusters_survive_the_results(checkpoint, tmp_path):
