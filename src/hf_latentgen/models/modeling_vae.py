@@ -142,7 +142,7 @@ class VAEModel(ImageAutoencoderModel):
         state = None
         for group, code in enumerate(latents.to(self.dtype).split(self.latent_sizes, 1)):
             state = self.decoder.advance(group, code, state)
-        return self._decoded_pixels(self.decoder.finish(state).float())
+        return self._decoded_pixels(self.decoder.finish(state))
 
     @torch.no_grad()
     def sample(
@@ -249,11 +249,11 @@ class VAEModel(ImageAutoencoderModel):
 
     def _decoded_pixels(self, decoded: Tensor) -> Pixels:
         """The distribution of the pixels from what the decoder gives [B, decoder_outputs, C, H, W]."""
-        return self._pixels(decoded)
+        return self._pixels(decoded.float())
 
     def _outputs(self, decoded: Tensor, pixel_values: Tensor) -> Tensor:
         """Outputs for each pixel, from what the decoder gives. [B, outputs_per_dim, C, H, W]."""
-        return decoded
+        return decoded.float()
 
     def _pixels(self, outputs: Tensor) -> Pixels:
         """The distribution of the pixels from outputs for each [B, outputs_per_dim, C, H, W]."""
@@ -285,7 +285,7 @@ class VAEModel(ImageAutoencoderModel):
             codes.append(code)
         mean = torch.cat([posterior.mean for posterior in posteriors], 1)
         log_std = torch.cat([posterior.log_std for posterior in posteriors], 1)
-        return DiagonalGaussian(mean, log_std), torch.cat(codes, 1), self.decoder.finish(state).float()
+        return DiagonalGaussian(mean, log_std), torch.cat(codes, 1), self.decoder.finish(state)
 
     def _prior_sample(self, num_images: int, generator: torch.Generator | None) -> Tensor:
         return standard_normal((num_images, self.num_latents), torch.empty(0, device=self.device), generator)

@@ -116,10 +116,10 @@ class VLAEModel(VAEModel):
         yield from cast(LocalPixels, self.decode(latents)).by_row(levels, rows, output, generator)
 
     def _decoded_pixels(self, decoded: Tensor) -> "LocalPixels":
-        return LocalPixels(self, decoded.flatten(1, 2))
+        return LocalPixels(self, decoded.flatten(1, 2).to(self.dtype))
 
     def _outputs(self, decoded: Tensor, pixel_values: Tensor) -> Tensor:
-        return self.pixel_decoder(pixel_values, decoded.flatten(1, 2).to(self.dtype)).float()
+        return self.pixel_decoder(pixel_values, decoded.flatten(1, 2)).float()
 
 
 class LocalPixels(Pixels):

@@ -134,7 +134,7 @@ class LinearPrediction(nn.Module):
         radius = self.radius
         kernel = self.weight.new_zeros(*self.weight.shape[:2], (radius + 1) * (2 * radius + 1))
         kernel[..., self.seen] = self.weight
-        padded = F.pad(values, (radius, radius, radius, 0))
+        padded = F.pad(values.to(kernel.dtype), (radius, radius, radius, 0))
         # Autocast would round to fewer digits than a level has.
         with torch.autocast(values.device.type, enabled=False):
             predicted = F.conv2d(padded, kernel.unflatten(2, (radius + 1, -1))).unsqueeze(1)
@@ -192,9 +192,9 @@ class PixelDecoder(nn.Module):
         """
         hidden_states = features
         # Scaled to [-1, 1], as the encoder reads them.
-        values = (levels * (2 / self.last_level) - 1).to(features.dtype)
+        values = levels * (2 / self.last_level) - 1
         if self.radius:
-            pixels = self.embed(values)
+            pixels = self.embed(values.to(features.dtype))
             for layer in self.layers:
                 hidden_states = layer(hidden_states, features, pixels)
         outputs = self.head(self.activation(hidden_states)).unflatten(1, (-1, self.num_channels))
