@@ -6,6 +6,9 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+# pip would compile 18,000 files, most of which are never imported. Python compiles what it imports, unless it is told not
+# to keep the result.
+unexport PYTHONDONTWRITEBYTECODE
 # Newer than its two sources exactly when .venv holds what they ask for, with these extras.
 READY := $(VENV)/.ready-$(EXTRAS)
 
@@ -31,9 +34,9 @@ $(VENV)/.ready-%: pyproject.toml $(CONSTRAINTS)
 	@echo "Making $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "Installing torch: the largest part, this can take some minutes"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c $(CONSTRAINTS) torch
 	@echo "Installing hf-latentgen and its development tools"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[$*]"
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c $(CONSTRAINTS) -e ".[$*]"
 	@touch $@
 	@echo "$(VENV) is ready"
 

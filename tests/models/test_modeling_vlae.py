@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from hf_latentgen import VAEConfig, VAEModel, VLAEConfig, VLAEModel
 from modeling_common import CommonModelTests, perturb
@@ -207,7 +208,9 @@ def test_a_mixture_starts_at_the_mean_of_the_pixels_above_and_to_the_left(channe
     levels = random_levels(model.config, 2)
     values = levels * (2 / 255) - 1
     outputs = torch.zeros(2, model.config.outputs_per_dim, *levels.shape[1:])
-    means = model.pixel_decoder.prediction(outputs, values)[:, 5:10]
+    radius = model.config.decoder_radius
+    with_margin = F.pad(values, (radius, radius, radius, 0))
+    means = model.pixel_decoder.prediction(outputs, with_margin)[:, 5:10]
     expected = (values[:, :, :-1, 1:] + values[:, :, 1:, :-1]) / 2
     torch.testing.assert_close(means[:, :, :, 1:, 1:], expected.unsqueeze(1).expand(-1, 5, -1, -1, -1))
     # Where neighbours are alike, that tells something from the first step on.

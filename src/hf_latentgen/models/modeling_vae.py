@@ -142,7 +142,7 @@ class VAEModel(ImageAutoencoderModel):
         state = None
         for group, code in enumerate(latents.to(self.dtype).split(self.latent_sizes, 1)):
             state = self.decoder.advance(group, code, state)
-        return self._decoded_pixels(self.decoder.finish(state))
+        return self._decoded_pixels(self.decoder.finish(state).float())
 
     @torch.no_grad()
     def sample(
@@ -249,7 +249,7 @@ class VAEModel(ImageAutoencoderModel):
 
     def _decoded_pixels(self, decoded: Tensor) -> Pixels:
         """The distribution of the pixels from what the decoder gives [B, decoder_outputs, C, H, W]."""
-        return self._pixels(decoded.float())
+        return self._pixels(decoded)
 
     def _outputs(self, decoded: Tensor, pixel_values: Tensor) -> Tensor:
         """Outputs for each pixel, from what the decoder gives. [B, outputs_per_dim, C, H, W]."""

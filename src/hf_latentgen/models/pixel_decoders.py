@@ -30,12 +30,10 @@ class MaskedConvolution(nn.Module):
         self.above = nn.Conv2d(channels, channels, (radius, 2 * radius + 1))
         self.left = nn.Conv2d(channels, channels, (1, radius), bias=False)
 
-    def forward(self, hidden_states: Tensor, pixels: Tensor) -> Tensor:
-        """What each pixel reads. Shape: [B, channels, H, W] twice -> [B, channels, H, W]."""
-        radius, (height, width) = self.radius, pixels.shape[2:]
-        padded = F.pad(pixels, (radius, radius, radius, 0))
-        above = self.above(padded[:, :, : height + radius - 1])
-        return above + self.left(padded[:, :, radius:, : width + radius - 1])
+    def forward(self, hidden_states: Tensor, pixels: Tensor, inside: Tensor) -> Tensor:
+        """What each pixel reads. Shapes as in [`PixelLayer`]."""
+        left = pixels[:, :, self.radius :, : hidden_states.shape[3] + self.radius - 1]
+        return self.above(pixels[:, :, :-1]) + self.left(left)
 
 
 class NeighborhoodAttention(nn.Module):
@@ -56,11 +54,10 @@ class NeighborhoodAttention(nn.Module):
         self.places = nn.Parameter(torch.zeros(self.heads, channels // self.heads, len(self.seen)))
         self.output = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, hidden_states: Tensor, pixels: Tensor) -> Tensor:
-        """What each pixel reads. Shape: [B, channels, H, W] twice -> [B, channels, H, W]."""
-        height, width = pixels.shape[2:]
+    def forward(self, hidden_states: Tensor, pixels: Tensor, inside: Tensor) -> Tensor:
+        """What each pixel reads. Shapes as in [`PixelLayer`]."""
         key, value = (self._neighbors(part) for part in self.key_value(pixels).chunk(2, 1))
-        inside = self._neighbors(pixels.new_ones(1, self.heads, height, width))  # [1, heads, 1, places, H * W]
+        inside = self._neighbors(inside.expand(-1, self.heads, -1, -1))  # [1, heads, 1, places, H * W]
         query = self.query(hidden_states).flatten(2).unflatten(1, (self.heads, -1))  # [B, heads, D, H * W]
         keys = key + self.places.unsqueeze(-1)
         scores = (query.unsqueeze(3) * keys).sum(2) * query.shape[2] ** -0.5  # [B, heads, places, H * W]
@@ -68,19 +65,19 @@ class NeighborhoodAttention(nn.Module):
         scores = F.pad(scores.masked_fill(inside[:, :, 0] == 0, -torch.inf), (0, 0, 0, 1))
         weights = scores.softmax(2)[:, :, :-1]
         read = (weights.unsqueeze(2) * value).sum(3)
-        return self.output(read.flatten(1, 2).unflatten(2, (height, width)))
+        return self.output(read.flatten(1, 2).unflatten(2, hidden_states.shape[2:]))
 
     def _neighbors(self, states: Tensor) -> Tensor:
-        """States of the neighbours of each pixel, zeros outside. [B, heads, D, places, H * W]."""
-        radius = self.radius
-        padded = F.pad(states, (radius, radius, radius, 0))
-        shape = (radius + 1, 2 * radius + 1)
-        windows = F.unfold(padded, shape).unflatten(1, (self.heads, -1, shape[0] * shape[1]))
+        """States of the neighbours of each pixel. [B, heads, D, places, H * W]."""
+        shape = (self.radius + 1, 2 * self.radius + 1)
+        windows = F.unfold(states, shape).unflatten(1, (self.heads, -1, shape[0] * shape[1]))
         return windows[:, :, :, self.seen]
 
 
 class RasterAttention(nn.Module):
     """Attention to the last pixels in raster order, as many as the rows of the neighbourhood hold.
+
+    Its pixels are whole rows without a margin.
 
     Source: Parmar et al. (2018), Image Transformer.
     """
@@ -95,8 +92,8 @@ class RasterAttention(nn.Module):
         self.places = nn.Parameter(torch.zeros(self.heads, self.window))
         self.output = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, hidden_states: Tensor, pixels: Tensor) -> Tensor:
-        """What each pixel reads. Shape: [B, channels, H, W] twice -> [B, channels, H, W]."""
+    def forward(self, hidden_states: Tensor, pixels: Tensor, inside: Tensor) -> Tensor:
+        """What each pixel reads. [B, channels, H, W] of all."""
         # The key at a pixel is that of the one before it, and of nothing at the first.
         query = self._sequence(self.query(hidden_states))
         states = map(self._sequence, self.key_value(pixels).chunk(2, 1))
@@ -129,15 +126,15 @@ class LinearPrediction(nn.Module):
     def forward(self, outputs: Tensor, values: Tensor) -> Tensor:
         """The outputs with their means and log scales shifted. [B, outputs_per_dim, C, H, W].
 
-        Shape: `outputs` [B, outputs_per_dim, C, H, W], `values` [B, C, H, W], from -1 to 1.
+        Shape: `outputs` [B, outputs_per_dim, C, H, W], `values` with their margin [B, C, radius + H, W + 2 * radius],
+        from -1 to 1.
         """
         radius = self.radius
         kernel = self.weight.new_zeros(*self.weight.shape[:2], (radius + 1) * (2 * radius + 1))
         kernel[..., self.seen] = self.weight
-        padded = F.pad(values.to(kernel.dtype), (radius, radius, radius, 0))
         # Autocast would round to fewer digits than a level has.
         with torch.autocast(values.device.type, enabled=False):
-            predicted = F.conv2d(padded, kernel.unflatten(2, (radius + 1, -1))).unsqueeze(1)
+            predicted = F.conv2d(values.to(kernel.dtype), kernel.unflatten(2, (radius + 1, -1))).unsqueeze(1)
         weights, means, log_scales, *shares = outputs.split(self.num_parts, 1)
         scales = self.log_scales[:, None, None, None]
         return torch.cat([weights, means + predicted, log_scales + scales, *shares], 1)
@@ -157,9 +154,13 @@ class PixelLayer(Block):
         self.last = ZeroConv2d(2 * channels, channels, 1)
         self.activation = ACT2FN[config.hidden_act]
 
-    def forward(self, hidden_states: Tensor, features: Tensor, pixels: Tensor) -> Tensor:
-        """Shape: [B, channels, H, W] each."""
-        hidden_states = hidden_states + self.read(hidden_states, pixels)
+    def forward(self, hidden_states: Tensor, features: Tensor, pixels: Tensor, inside: Tensor) -> Tensor:
+        """States of each pixel [B, channels, H, W], from states and features of that shape.
+
+        Shape: `pixels` [B, channels, radius + H, W + 2 * radius], with a margin above and to both sides of those whose
+        states are given; `inside` [1, 1, radius + H, W + 2 * radius], 1 where they are pixels and 0 beyond the image.
+        """
+        hidden_states = hidden_states + self.read(hidden_states, pixels, inside)
         inputs = self.activation(torch.cat([hidden_states, features], 1))
         return hidden_states + self.last(self.activation(self.first(inputs)))
 
@@ -190,25 +191,35 @@ class PixelDecoder(nn.Module):
 
         Shape: `levels` [B, C, H, W], `features` [B, decoder_channels, H, W].
         """
+        return self._outputs(levels, features, (self.radius, self.radius, self.radius, 0))
+
+    def at(self, levels: Tensor, features: Tensor, row: int, column: int) -> Tensor:
+        """The outputs of one pixel. [B, outputs_per_dim, C, 1, 1]. Shapes as in `forward`.
+
+        Only what the pixel can see is read.
+        """
+        radius, width = self.radius, levels.shape[3]
+        if self.is_raster:
+            # All rows that the window touches.
+            top = max(row - radius - 1, 0)
+            part = (..., slice(top, row + 1), slice(None))
+            return self(levels[part], features[part])[..., -1:, column : column + 1]
+        top, left, right = max(row - radius, 0), max(column - radius, 0), min(column + radius + 1, width)
+        margin = (radius - (column - left), radius - (right - 1 - column), radius - (row - top), 0)
+        here = (..., slice(row, row + 1), slice(column, column + 1))
+        return self._outputs(levels[..., top : row + 1, left:right], features[here], margin)
+
+    def _outputs(self, levels: Tensor, features: Tensor, margin: tuple[int, int, int, int]) -> Tensor:
+        """The outputs where features are given, from levels to which so wide a margin of zeros is added."""
         hidden_states = features
         # Scaled to [-1, 1], as the encoder reads them.
         values = levels * (2 / self.last_level) - 1
         if self.radius:
             pixels = self.embed(values.to(features.dtype))
+            inside = pixels.new_ones(1, 1, *pixels.shape[2:])
+            if not self.is_raster:
+                pixels, inside = F.pad(pixels, margin), F.pad(inside, margin)
             for layer in self.layers:
-                hidden_states = layer(hidden_states, features, pixels)
+                hidden_states = layer(hidden_states, features, pixels, inside)
         outputs = self.head(self.activation(hidden_states)).unflatten(1, (-1, self.num_channels))
-        return outputs if self.prediction is None else self.prediction(outputs, values)
-
-    def at(self, levels: Tensor, features: Tensor, row: int, column: int) -> Tensor:
-        """The outputs of one pixel. [B, outputs_per_dim, C, 1, 1]. Shapes as in `forward`.
-
-        Only what the pixel can see is computed.
-        """
-        top = max(row - self.radius, 0)
-        left, right = max(column - self.radius, 0), column + self.radius + 1
-        if self.is_raster:
-            # Of the rows that the window touches everything.
-            top, left, right = max(top - 1, 0), 0, levels.shape[3]
-        part = (..., slice(top, row + 1), slice(left, right))
-        return self(levels[part], features[part])[..., row - top : row - top + 1, column - left : column - left + 1]
+        return outputs if self.prediction is None else self.prediction(outputs, F.pad(values, margin))
