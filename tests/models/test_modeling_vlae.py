@@ -154,6 +154,14 @@ def test_importance_weights_reach_the_evidence_of_a_small_model():
 
 
 @torch.no_grad()
+def test_images_with_several_codes_are_read_once(model):
+    levels = random_levels(model.config, 2)
+    features = torch.randn(6, model.config.decoder_channels, *levels.shape[2:])
+    expected = model.pixel_decoder(levels.repeat_interleave(3, 0), features)
+    torch.testing.assert_close(model.pixel_decoder(levels, features), expected)
+
+
+@torch.no_grad()
 def test_rows_that_are_given_stay_and_the_others_are_drawn(model):
     levels = random_levels(model.config, 2)
     steps = list(model.complete_by_row(levels, 3, seeded()))

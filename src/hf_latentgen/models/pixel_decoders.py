@@ -33,7 +33,7 @@ class MaskedConvolution(nn.Module):
     def forward(self, hidden_states: Tensor, pixels: Tensor, inside: Tensor) -> Tensor:
         """What each pixel reads. Shapes as in [`PixelLayer`]."""
         left = pixels[:, :, self.radius :, : hidden_states.shape[3] + self.radius - 1]
-        return self.above(pixels[:, :, :-1]) + self.left(left)
+        return _repeated(self.above(pixels[:, :, :-1]) + self.left(left), hidden_states)
 
 
 class NeighborhoodAttention(nn.Module):
@@ -56,7 +56,8 @@ class NeighborhoodAttention(nn.Module):
 
     def forward(self, hidden_states: Tensor, pixels: Tensor, inside: Tensor) -> Tensor:
         """What each pixel reads. Shapes as in [`PixelLayer`]."""
-        key, value = (self._neighbors(part) for part in self.key_value(pixels).chunk(2, 1))
+        states = _repeated(self.key_value(pixels), hidden_states)
+        key, value = (self._neighbors(part) for part in states.chunk(2, 1))
         inside = self._neighbors(inside.expand(-1, self.heads, -1, -1))  # [1, heads, 1, places, H * W]
         query = self.query(hidden_states).flatten(2).unflatten(1, (self.heads, -1))  # [B, heads, D, H * W]
         keys = key + self.places.unsqueeze(-1)
@@ -93,10 +94,10 @@ class RasterAttention(nn.Module):
         self.output = nn.Conv2d(channels, channels, 1)
 
     def forward(self, hidden_states: Tensor, pixels: Tensor, inside: Tensor) -> Tensor:
-        """What each pixel reads. [B, channels, H, W] of all."""
+        """What each pixel reads. Shapes as in [`PixelLayer`], but for the margin."""
         # The key at a pixel is that of the one before it, and of nothing at the first.
         query = self._sequence(self.query(hidden_states))
-        states = map(self._sequence, self.key_value(pixels).chunk(2, 1))
+        states = map(self._sequence, _repeated(self.key_value(pixels), hidden_states).chunk(2, 1))
         key, value = (F.pad(state[:, :, :-1], (0, 0, 1, 0)) for state in states)
         read = local_attention(query, key, value, self.window, bias=self.places).mT.flatten(1, 2)
         return self.output(read.unflatten(2, pixels.shape[2:]))
@@ -135,6 +136,7 @@ class LinearPrediction(nn.Module):
         # Autocast would round to fewer digits than a level has.
         with torch.autocast(values.device.type, enabled=False):
             predicted = F.conv2d(values.to(kernel.dtype), kernel.unflatten(2, (radius + 1, -1))).unsqueeze(1)
+        predicted = _repeated(predicted, outputs)
         weights, means, log_scales, *shares = outputs.split(self.num_parts, 1)
         scales = self.log_scales[:, None, None, None]
         return torch.cat([weights, means + predicted, log_scales + scales, *shares], 1)
@@ -158,7 +160,8 @@ class PixelLayer(Block):
         """States of each pixel [B, channels, H, W], from states and features of that shape.
 
         Shape: `pixels` [B, channels, radius + H, W + 2 * radius], with a margin above and to both sides of those whose
-        states are given; `inside` [1, 1, radius + H, W + 2 * radius], 1 where they are pixels and 0 beyond the image.
+        states are given, or those of fewer images, each of which is then that of several states in a row; `inside`
+        [1, 1, radius + H, W + 2 * radius], 1 where they are pixels and 0 beyond the image.
         """
         hidden_states = hidden_states + self.read(hidden_states, pixels, inside)
         inputs = self.activation(torch.cat([hidden_states, features], 1))
@@ -189,7 +192,8 @@ class PixelDecoder(nn.Module):
     def forward(self, levels: Tensor, features: Tensor) -> Tensor:
         """The outputs of every pixel and channel. [B, outputs_per_dim, C, H, W].
 
-        Shape: `levels` [B, C, H, W], `features` [B, decoder_channels, H, W].
+        Shape: `features` [B, decoder_channels, H, W], `levels` [B, C, H, W], or of fewer images, each with several
+        features in a row: what they show is read once.
         """
         return self._outputs(levels, features, (self.radius, self.radius, self.radius, 0))
 
@@ -223,3 +227,8 @@ class PixelDecoder(nn.Module):
                 hidden_states = layer(hidden_states, features, pixels, inside)
         outputs = self.head(self.activation(hidden_states)).unflatten(1, (-1, self.num_channels))
         return outputs if self.prediction is None else self.prediction(outputs, F.pad(values, margin))
+
+
+def _repeated(states: Tensor, others: Tensor) -> Tensor:
+    """Each of the states several times in a row, as many as there are others."""
+    return states if len(states) == len(others) else states.repeat_interleave(len(others) // len(states), 0)
