@@ -94,4 +94,5 @@ VLAE = Family(
         "same_code.png": "Test images, and five drawings of the code of each: what differs is not in the code",
         "completions.png": "Test images, and seven ways to go on from the upper half of each",
     },
+    best_by=("mnist", "bits_per_dim"),
 )
