@@ -231,4 +231,6 @@ class PixelDecoder(nn.Module):
 
 def _repeated(states: Tensor, others: Tensor) -> Tensor:
     """Each of the states several times in a row, as many as there are others."""
-    return states if len(states) == len(others) else states.repeat_interleave(len(others) // len(states), 0)
+    # `len` of a batch of any size would fix it in an exported model.
+    given, wanted = states.shape[0], others.shape[0]
+    return states if given == wanted else states.repeat_interleave(wanted // given, 0)
