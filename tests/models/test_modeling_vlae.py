@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_latentgen import VAEConfig, VAEModel, VLAEConfig, VLAEModel
+from hf_latentgen.models.pixel_decoders import neighbors
 from modeling_common import CommonModelTests, perturb
 
 TINY = {
@@ -73,8 +74,14 @@ def test_drawing_pixel_by_pixel_asks_for_the_probabilities_that_are_scored(model
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["convolution", "neighborhood"])
 @pytest.mark.parametrize("radius", [1, 2, 3])
-def test_a_pixel_sees_those_before_it_within_the_radius_and_no_other(kind, radius):
-    model = make(kind, decoder_radius=radius, image_size=7)
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_a_pixel_sees_what_its_layers_reach_and_no_other(kind, radius, num_layers):
+    model = make(kind, decoder_radius=radius, decoder_layers=num_layers, image_size=7)
+    # Each layer goes a step on from where the others came to.
+    reached = {(0, 0)}
+    for step in model.config.layer_radii:
+        reached |= {(up + up_, right + right_) for up, right in reached for up_, right_ in neighbors(step)}
+    assert max(up for up, _ in reached) == max(-right for _, right in reached) == radius
     levels = random_levels(model.config, 1)
     pixels = model.decode(torch.randn(1, model.num_latents))
     before = pixels.log_probs(levels)
@@ -83,10 +90,7 @@ def test_a_pixel_sees_those_before_it_within_the_radius_and_no_other(kind, radiu
         changed = levels.clone()
         changed[..., other_row, other_column] = (changed[..., other_row, other_column] + 1) % 4
         is_seen = (pixels.log_probs(changed)[..., row, column] != before[..., row, column]).any().item()
-        is_before = (other_row, other_column) < (row, column)
-        is_near = row - other_row <= radius and abs(column - other_column) <= radius
-        is_itself = (other_row, other_column) == (row, column)
-        assert is_seen == (is_itself or (is_before and is_near))
+        assert is_seen == ((row - other_row, other_column - column) in reached)
 
 
 @torch.no_grad()
@@ -147,18 +151,10 @@ def test_importance_weights_reach_the_evidence_of_a_small_model():
     for image in levels:
         log_probs = model.decode(grid.unsqueeze(1)).log_prob(image.expand(4001, -1, -1, -1))
         evidence = (log_probs + log_prior).logsumexp(0) + step
-        bound = model(image.unsqueeze(0), sample_posterior=True, generator=seeded())
+        bound = model(image.expand(400, -1, -1, -1), sample_posterior=True, generator=seeded())
         estimate = model.log_likelihood(image.unsqueeze(0), 4000, generator=seeded())
         assert estimate.item() == pytest.approx(evidence.item(), abs=0.3)
-        assert -(bound.distortion + bound.rate).item() < evidence.item() + 1
-
-
-@torch.no_grad()
-def test_images_with_several_codes_are_read_once(model):
-    levels = random_levels(model.config, 2)
-    features = torch.randn(6, model.config.decoder_channels, *levels.shape[2:])
-    expected = model.pixel_decoder(levels.repeat_interleave(3, 0), features)
-    torch.testing.assert_close(model.pixel_decoder(levels, features), expected)
+        assert -(bound.distortion + bound.rate).mean().item() < evidence.item() + 0.1
 
 
 @torch.no_grad()

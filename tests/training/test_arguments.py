@@ -32,6 +32,7 @@ def test_lists_of_two_arguments_are_their_own(tmp_path):
     [
         ("kl_warmup_steps", -1, "at least 0"),
         ("kl_warmup_steps", 1.5, "whole, or a share below 1"),
+        ("kl_warmup_start", 1.5, r"in \[0, 1\]"),
         ("ema_decay", -0.1, r"in \[0, 1\)"),
         ("ema_decay", 1.0, r"in \[0, 1\)"),
         ("ema_decay", math.nan, r"in \[0, 1\)"),

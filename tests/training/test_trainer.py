@@ -72,6 +72,13 @@ def test_a_warm_up_can_be_a_share_of_the_run(make_trainer, training_logs):
     assert betas == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1])
 
 
+def test_a_warm_up_can_start_above_nothing(make_trainer, training_logs):
+    trainer = make_trainer(kl_warmup_steps=4, kl_warmup_start=0.2, max_steps=5)
+    trainer.train()
+    betas = [entry["beta"] for entry in training_logs(trainer)]
+    assert betas == pytest.approx([0.4, 0.6, 0.8, 1, 1])
+
+
 def test_free_bits_are_in_the_loss_and_not_in_the_rate(make_trainer, training_logs):
     trainer = make_trainer(config={"free_bits": 5.0}, max_steps=1)
     trainer.train()

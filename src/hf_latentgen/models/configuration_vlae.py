@@ -15,13 +15,14 @@ class VLAEConfig(VAEConfig):
 
     Args, besides those of [`VAEConfig`]:
         decoder_radius (`int`, defaults to 3):
-            how far back a pixel sees the image itself: this many rows above, and as many columns to each side. At 0
-            the model is a VAE, with a large radius a model of pixels.
+            how far back a pixel sees the image itself: at most this many rows above, and as many columns to each side.
+            At 0 the model is a VAE, with a large radius a model of pixels.
         pixel_decoder (`str`, defaults to `"convolution"`):
-            how a pixel reads those around it. `"convolution"`: a masked convolution. `"neighborhood"`: attention to the
+            how a layer reads pixels. `"convolution"`: a masked convolution. `"neighborhood"`: attention to the
             same pixels. `"raster"`: attention to the last pixels in raster order, which are whole rows.
         decoder_channels (`int`, defaults to 48): width of the pixel decoder.
-        decoder_layers (`int`, defaults to 2): its layers; none of them sees further than `decoder_radius`.
+        decoder_layers (`int`, defaults to 2): its layers, which divide the radius: each reads values and states
+            of pixels near, so that the last sees as far as all of them together.
         decoder_heads (`int`, defaults to 4): heads of an attention.
     """
 
@@ -40,11 +41,10 @@ class VLAEConfig(VAEConfig):
         return self.decoder_channels // self.num_channels
 
     @property
-    def neighbors(self) -> list[tuple[int, int]]:
-        """Rows up and columns to the right of the pixels that a pixel sees, the nearest last in raster order."""
-        radius = self.decoder_radius
-        above = [(up, right) for up in range(radius, 0, -1) for right in range(-radius, radius + 1)]
-        return above + [(0, -left) for left in range(radius, 0, -1)]
+    def layer_radii(self) -> list[int]:
+        """How far each layer of the pixel decoder reads: together `decoder_radius`, as evenly as can be."""
+        each, more = divmod(self.decoder_radius, self.decoder_layers)
+        return [each + (layer < more) for layer in range(self.decoder_layers)]
 
     def validate_decoder(self):
         """Raises `ValueError` if the fields of the pixel decoder are out of range."""

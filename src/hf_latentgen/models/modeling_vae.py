@@ -231,9 +231,9 @@ class VAEModel(ImageAutoencoderModel):
     ) -> Tensor:
         """`log p(x, z) - log q(z|x)` of `count` posterior samples of each image. [B, count]."""
         features = [feature.repeat_interleave(count, 0) for feature in features]
+        pixel_values = pixel_values.repeat_interleave(count, 0)
         posterior, latents, decoded = self._infer_features(features, True, generator)
-        pixels = self._pixels(self._outputs(decoded, pixel_values))
-        distortion = -pixels.log_prob(pixel_values.repeat_interleave(count, 0))
+        distortion = -self._pixels(self._outputs(decoded, pixel_values)).log_prob(pixel_values)
         log_weights = standard_normal_log_prob(latents) - posterior.log_prob(latents) - distortion
         return log_weights.unflatten(0, (-1, count))
 
@@ -252,10 +252,7 @@ class VAEModel(ImageAutoencoderModel):
         return self._pixels(decoded)
 
     def _outputs(self, decoded: Tensor, pixel_values: Tensor) -> Tensor:
-        """Outputs for each pixel, from what the decoder gives, once or several times in a row for each image.
-
-        [B, outputs_per_dim, C, H, W].
-        """
+        """Outputs for each pixel, from what the decoder gives. [B, outputs_per_dim, C, H, W]."""
         return decoded.float()
 
     def _pixels(self, outputs: Tensor) -> Pixels:

@@ -13,7 +13,7 @@ from .configuration_vlae import VLAEConfig
 from .distributions import Pixels, Values, check_generator, check_output
 from .modeling_latentgen import check_completion
 from .modeling_vae import VAEModel
-from .pixel_decoders import LinearPrediction, NeighborhoodAttention, PixelDecoder, RasterAttention
+from .pixel_decoders import LinearPrediction, NeighborhoodAttention, PixelDecoder, PixelsSoFar, RasterAttention
 
 # Images are drawn this many times to make the rows that are not given fit those that are.
 COMPLETION_STEPS = 8
@@ -138,11 +138,15 @@ class LocalPixels(Pixels):
 
     def parts(self, levels: Tensor, first_row: int = 0) -> Iterator[tuple[tuple, Values]]:
         """Each pixel from a row on, and its channels in turn, see [`Pixels`]."""
+        known = levels.clone()
+        known[:, :, first_row:] = 0
+        so_far = PixelsSoFar(self.model.pixel_decoder, known, self.features)
         for row, column in product(range(first_row, self.shape[2]), range(self.shape[3])):
             here = (slice(row, row + 1), slice(column, column + 1))
-            pixel = self.model._pixels(self.model.pixel_decoder.at(levels, self.features, row, column))
-            for place, values in pixel.parts(levels[(slice(None), slice(None), *here)]):
+            pixel = levels[(slice(None), slice(None), *here)]
+            for place, values in self.model._pixels(so_far.outputs(row, column)).parts(pixel):
                 yield (*place, *(slice(None),) * (2 - len(place)), *here), values
+            so_far.add(pixel, row, column)
 
     @property
     def mean(self) -> Tensor:

@@ -30,6 +30,13 @@ class LatentTrainingArguments(TrainingArguments):
             "the run."
         },
     )
+    kl_warmup_start: float = field(
+        default=0.0,
+        metadata={
+            "help": "The share of beta that the rate weighs as the warm-up begins. At 0 the rate may grow without "
+            "bound in the first steps."
+        },
+    )
     ema_decay: float = field(
         default=0.0,
         metadata={"help": "Decay of the averaged weights that are evaluated and saved; 0 means no averaging."},
@@ -69,6 +76,8 @@ class LatentTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} must be at least 0, got {value}")
         if self.kl_warmup_steps >= 1 and self.kl_warmup_steps % 1:
             raise ValueError(f"kl_warmup_steps must be whole, or a share below 1, got {self.kl_warmup_steps}")
+        if not 0 <= self.kl_warmup_start <= 1:
+            raise ValueError(f"kl_warmup_start must be in [0, 1], got {self.kl_warmup_start}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), 0 meaning no averaging, got {self.ema_decay}")
         if not isinstance(self.sample_epochs, list):

@@ -9,10 +9,10 @@ from hf_latentgen.training.trainer import LatentTrainer
 class ELBOTrainer(LatentTrainer):
     """Trains a model whose output has a `distortion` and a `rate` per image by its evidence lower bound.
 
-    The weight of the rate grows linearly over `kl_warmup_steps`. Evaluation always takes posterior samples from a
-    seeded generator and the full weight. Logged beside `loss`: `distortion` and `rate` in nats, of several groups of
-    latents also `rate_of_group_1` and so on, `bits_per_dim` (both parts with weight 1: the negative ELBO) and `beta`,
-    for train, and with the prefix `eval_` for evaluation.
+    The weight of the rate grows linearly over `kl_warmup_steps`, from `kl_warmup_start` on. Evaluation always takes
+    posterior samples from a seeded generator and the full weight. Logged beside `loss`: `distortion` and `rate` in
+    nats, of several groups of latents also `rate_of_group_1` and so on, `bits_per_dim` (both parts with weight 1: the
+    negative ELBO) and `beta`, for train, and with the prefix `eval_` for evaluation.
     """
 
     @property
@@ -21,7 +21,8 @@ class ELBOTrainer(LatentTrainer):
         warmup = self.args.kl_warmup_steps
         warmup = warmup if warmup >= 1 else warmup * self.state.max_steps
         share = min(1.0, (self.state.global_step + 1) / warmup) if warmup else 1.0
-        return share * self.model.config.beta
+        start = self.args.kl_warmup_start
+        return (start + (1 - start) * share) * self.model.config.beta
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The objective in bits per dimension, and the model's output when asked for. Scalar."""

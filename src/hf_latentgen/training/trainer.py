@@ -48,7 +48,7 @@ NUM_RECONSTRUCTIONS = 32
 # Arguments that a pushed card tells.
 TOLD_ARGUMENTS = (
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "learning_rate", "weight_decay", "warmup_steps"),
-    *("lr_scheduler_type", "kl_warmup_steps", "ema_decay", "seed"),
+    *("lr_scheduler_type", "kl_warmup_steps", "kl_warmup_start", "ema_decay", "seed"),
 )
 
 
