@@ -141,6 +141,24 @@ def test_contestants_are_trained_and_measured_once(run_benchmark, benchmark_modu
         run_benchmark("mode_coverage", changes, "--num_images", "64")
 
 
+def test_pixel_decoders_are_trained_equally_long_and_once(run_benchmark):
+    # One of them reads pixels.
+    changes = {
+        "ROW": "vlae_digits",
+        "CONTESTANTS": {"raster": ["model.pixel_decoder=raster"], "none": ["model.decoder_radius=0"]},
+    }
+    words = ("--seconds", "1", "--trial_steps", "4")
+    record = run_benchmark("pixel_decoders", changes, *words)
+    assert list(record["runs"]) == ["raster", "none"]
+    for run in record["runs"].values():
+        assert run["steps"] >= 1
+        assert 0 < run["bits_per_dim"] < 5
+    assert record["runs"]["raster"]["num_parameters"] > record["runs"]["none"]["num_parameters"]
+    assert run_benchmark("pixel_decoders", changes | {"compare": None}, *words) == record
+    with pytest.raises(SystemExit, match="--seconds must be 1"):
+        run_benchmark("pixel_decoders", changes, "--seconds", "2")
+
+
 def test_pairs_of_data_are_measured_once(run_benchmark, data_root, tmp_path):
     words = ("--left_out", "4=vae_mnist_4bit_fast", "--background", "vae_mnist_4bit_fast=vae_mnist_4bit")
     words += ("--num_images", "8", "--data_dir", str(data_root))
