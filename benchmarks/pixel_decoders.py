@@ -16,6 +16,7 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from hf_latentgen import load
 from hf_latentgen.evaluation.likelihood import evaluate_likelihood, shares_of_latents
@@ -72,7 +73,8 @@ def main() -> None:
     parser.add_argument("--trial_steps", type=int, default=40, help="that tell how long a step takes (default: 40)")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
-    record = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {"runs": {}}
+    is_new = not arguments.output.is_file()
+    record: dict[str, Any] = {"runs": {}} if is_new else json.loads(arguments.output.read_text())
     if record.get("seconds", arguments.seconds) != arguments.seconds:
         raise SystemExit(f"--seconds must be {record['seconds']}, that of {arguments.output}, or name another --output")
     for name, overrides in CONTESTANTS.items():

@@ -21,8 +21,8 @@ class VLAEConfig(VAEConfig):
             how a layer reads pixels. `"convolution"`: a masked convolution. `"neighborhood"`: attention to the
             same pixels. `"raster"`: attention to the last pixels in raster order, which are whole rows.
         decoder_channels (`int`, defaults to 48): width of the pixel decoder.
-        decoder_layers (`int`, defaults to 2): its layers, which divide the radius: each reads values and states
-            of pixels near, so that the last sees as far as all of them together.
+        decoder_layers (`int`, defaults to 2): its layers. The levels of the pixels nearest are read first, then
+            each layer reads values and states of pixels near; all of them divide the radius.
         decoder_heads (`int`, defaults to 4): heads of an attention.
     """
 
@@ -41,10 +41,10 @@ class VLAEConfig(VAEConfig):
         return self.decoder_channels // self.num_channels
 
     @property
-    def layer_radii(self) -> list[int]:
-        """How far each layer of the pixel decoder reads: together `decoder_radius`, as evenly as can be."""
-        each, more = divmod(self.decoder_radius, self.decoder_layers)
-        return [each + (layer < more) for layer in range(self.decoder_layers)]
+    def decoder_radii(self) -> list[int]:
+        """How far the context and each layer of the pixel decoder read: together `decoder_radius`, evenly divided."""
+        each, more = divmod(self.decoder_radius, 1 + self.decoder_layers)
+        return [each + (part < more) for part in range(1 + self.decoder_layers)]
 
     def validate_decoder(self):
         """Raises `ValueError` if the fields of the pixel decoder are out of range."""

@@ -1,9 +1,10 @@
 # Copyright 2026 The hf-latentgen authors. Apache-2.0.
 """Decoders that read, besides the latents, the image itself: the pixels just before each, in raster order.
 
-A decoder is made of layers, which divide its radius among them. In each a pixel reads those before it, at most the
-layer's radius above and to the sides, then a pointwise network follows. What is read is a pixel's value and its state,
-which has itself read what is before it, so that the last layer sees as far as all radii together.
+A decoder is made of a context, which is linear in the levels of the pixels around, and of layers, which divide its
+radius among them. In each layer a pixel reads those before it, at most the layer's radius above and to the sides, then
+a pointwise network follows. What is read is a pixel's value and its state, which has itself read what is before it, so
+that the last layer sees as far as all radii together.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,9 @@ from transformers.activations import ACT2FN
 from .configuration_vlae import VLAEConfig
 from .local_attention import local_attention
 from .networks import Block, ZeroConv2d
+
+# Ranges of levels that the context of a pixel tells apart.
+MOST_BINS = 16
 
 
 def neighbors(radius: int) -> list[tuple[int, int]]:
@@ -36,20 +40,20 @@ class MaskedConvolution(nn.Module):
     Source: van den Oord et al. (2016), Pixel Recurrent Neural Networks, mask A.
     """
 
-    def __init__(self, config: VLAEConfig, radius: int):
+    def __init__(self, config: VLAEConfig, radius: int, num_inputs: int | None = None):
         super().__init__()
-        channels = config.decoder_channels
+        num_inputs, channels = num_inputs or config.decoder_channels, config.decoder_channels
         self.radius = self.margin = radius
         # The rows above the pixel, and its own up to the pixel before it.
-        self.above = nn.Conv2d(channels, channels, (radius, 2 * radius + 1))
-        self.left = nn.Conv2d(channels, channels, (1, radius), bias=False)
+        self.above = nn.Conv2d(num_inputs, channels, (radius, 2 * radius + 1))
+        self.left = nn.Conv2d(num_inputs, channels, (1, radius), bias=False)
 
-    def forward(self, hidden_states: Tensor, pixels: Tensor) -> Tensor:
-        """What each pixel reads. Shapes as in [`PixelLayer`]."""
-        left = pixels[:, :, self.radius :, : hidden_states.shape[3] + self.radius - 1]
+    def forward(self, hidden_states: Tensor | None, pixels: Tensor) -> Tensor:
+        """What each pixel reads, whatever its own state. Shapes as in [`PixelLayer`]."""
+        left = pixels[:, :, self.radius :, : pixels.shape[3] - self.radius - 1]
         return self.above(pixels[:, :, :-1]) + self.left(left)
 
-    def at(self, hidden_states: Tensor, pixels: Tensor, row: int, column: int) -> Tensor:
+    def at(self, hidden_states: Tensor | None, pixels: Tensor, row: int, column: int) -> Tensor:
         """What one pixel reads. Shapes as in [`PixelLayer`]."""
         return self(hidden_states, _window(pixels, self.radius, row, column))
 
@@ -170,7 +174,10 @@ READERS = {"convolution": MaskedConvolution, "neighborhood": NeighborhoodAttenti
 
 
 class PixelLayer(Block):
-    """Adds what each pixel reads of those before it, then a pointwise network, both conditional on the latents."""
+    """Adds what each pixel reads of those before it, then a gated pointwise network, which reads the latents again.
+
+    Source: Shazeer (2020), GLU Variants Improve Transformer, for the gate.
+    """
 
     def __init__(self, config: VLAEConfig, radius: int):
         super().__init__()
@@ -178,9 +185,8 @@ class PixelLayer(Block):
         # With more layers than the radius has rows, the last ones read nothing.
         self.read = READERS[config.pixel_decoder](config, radius) if radius else None
         self.margin = self.read.margin if self.read else 0
-        self.first = nn.Conv2d(2 * channels, 2 * channels, 1)
+        self.first = nn.Conv2d(2 * channels, 4 * channels, 1)
         self.last = ZeroConv2d(2 * channels, channels, 1)
-        self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: Tensor, features: Tensor, pixels: Tensor) -> Tensor:
         """States of each pixel [B, channels, H, W], from states and features of that shape.
@@ -205,8 +211,8 @@ class PixelLayer(Block):
         return with_margin(values + hidden_states, self.margin)
 
     def _pointwise(self, hidden_states: Tensor, features: Tensor) -> Tensor:
-        inputs = self.activation(torch.cat([hidden_states, features], 1))
-        return hidden_states + self.last(self.activation(self.first(inputs)))
+        gate, states = self.first(torch.cat([hidden_states, features], 1)).chunk(2, 1)
+        return hidden_states + self.last(F.silu(gate) * states)
 
 
 class PixelDecoder(nn.Module):
@@ -216,14 +222,14 @@ class PixelDecoder(nn.Module):
         super().__init__()
         channels = config.decoder_channels
         self.radius, self.num_channels = config.decoder_radius, config.num_channels
-        self.last_level = config.num_levels - 1
-        # A function of the value of a pixel that need not be linear.
+        self.num_levels, self.num_bins = config.num_levels, min(config.num_levels, MOST_BINS)
+        num_inputs = config.num_channels * (1 + self.num_bins)
         self.embed = nn.Sequential(
-            nn.Conv2d(config.num_channels, channels, 1),
-            ACT2FN[config.hidden_act],
-            nn.Conv2d(channels, channels, 1),
+            nn.Conv2d(num_inputs, channels, 1), ACT2FN[config.hidden_act], nn.Conv2d(channels, channels, 1)
         )
-        self.layers = nn.ModuleList(PixelLayer(config, radius) for radius in config.layer_radii)
+        self.context_radius, *radii = config.decoder_radii
+        self.context = MaskedConvolution(config, self.context_radius, num_inputs) if self.radius else None
+        self.layers = nn.ModuleList(PixelLayer(config, radius) for radius in radii)
         self.activation = ACT2FN[config.hidden_act]
         self.head = nn.Conv2d(channels, config.outputs_per_dim * config.num_channels, 1)
         is_mixture = config.pixel_likelihood == "logistic_mixture"
@@ -234,15 +240,26 @@ class PixelDecoder(nn.Module):
 
         Shape: `levels` [B, C, H, W], `features` [B, decoder_channels, H, W].
         """
-        values = self.scaled(levels)
-        pixels, hidden_states = self.embed(values.to(features.dtype)), features
+        values = self.values(levels)
+        inputs, hidden_states = self.inputs(levels, values, features.dtype), features
+        if self.context is not None:
+            hidden_states = hidden_states + self.context(None, with_margin(inputs, self.context_radius))
+        pixels = self.embed(inputs)
         for layer in cast(Sequence[PixelLayer], self.layers):
             hidden_states = layer(hidden_states, features, layer.around(pixels, hidden_states))
         return self.outputs(hidden_states, with_margin(values, self.radius))
 
-    def scaled(self, levels: Tensor) -> Tensor:
-        """Levels as values from -1 to 1, as the encoder reads them."""
-        return levels * (2 / self.last_level) - 1
+    def values(self, levels: Tensor) -> Tensor:
+        """Levels scaled to [-1, 1], as the encoder reads them."""
+        return levels * (2 / (self.num_levels - 1)) - 1
+
+    def inputs(self, levels: Tensor, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """Each value, and a 1 in the place of its level, or of a range of levels where there are many.
+
+        Shape: [B, C, H, W] twice -> [B, C * (1 + num_bins), H, W] of the type.
+        """
+        bins = F.one_hot(levels.long() * self.num_bins // self.num_levels, self.num_bins)
+        return torch.cat([values.to(dtype), bins.to(dtype).movedim(-1, 2).flatten(1, 2)], 1)
 
     def outputs(self, hidden_states: Tensor, values: Tensor) -> Tensor:
         """The outputs of pixels from their last states [B, channels, H, W] and the values around them."""
@@ -261,10 +278,13 @@ class PixelsSoFar:
     def __init__(self, decoder: PixelDecoder, levels: Tensor, features: Tensor):
         self.decoder, self.features = decoder, features
         self.layers = cast(Sequence[PixelLayer], decoder.layers)
-        values = decoder.scaled(levels)
+        values, hidden_states = decoder.values(levels), features
         self.values = with_margin(values, decoder.radius)
-        pixels, hidden_states = decoder.embed(values.to(features.dtype)), features
-        self.around = []
+        inputs = decoder.inputs(levels, values, features.dtype)
+        self.inputs = with_margin(inputs, decoder.context_radius)
+        if decoder.context is not None:
+            hidden_states = hidden_states + decoder.context(None, self.inputs)
+        self.around, pixels = [], decoder.embed(inputs)
         for layer in self.layers:
             self.around.append(layer.around(pixels, hidden_states))
             hidden_states = layer(hidden_states, features, self.around[-1])
@@ -272,18 +292,24 @@ class PixelsSoFar:
     @torch.no_grad()
     def outputs(self, row: int, column: int) -> Tensor:
         """The outputs of a pixel, all before it being known. [B, outputs_per_dim, C, 1, 1]."""
+        decoder = self.decoder
         hidden_states = features = self.features[..., row : row + 1, column : column + 1]
+        if decoder.context is not None:
+            hidden_states = hidden_states + decoder.context.at(None, self.inputs, row, column)
         for layer, around in zip(self.layers, self.around, strict=True):
             around[..., layer.margin + row, layer.margin + column] = hidden_states[..., 0, 0]
             hidden_states = layer.at(hidden_states, features, around, row, column)
-        return self.decoder.outputs(hidden_states, _window(self.values, self.decoder.radius, row, column))
+        return decoder.outputs(hidden_states, _window(self.values, decoder.radius, row, column))
 
     @torch.no_grad()
     def add(self, levels: Tensor, row: int, column: int):
         """Makes a pixel known. Shape: `levels` [B, C, 1, 1]."""
-        radius, values = self.decoder.radius, self.decoder.scaled(levels)
-        self.values[..., radius + row, radius + column] = values[..., 0, 0]
-        pixels = self.decoder.embed(values.to(self.features.dtype))
+        decoder, values = self.decoder, self.decoder.values(levels)
+        inputs = decoder.inputs(levels, values, self.features.dtype)
+        pixels = decoder.embed(inputs)
+        self.values[..., decoder.radius + row, decoder.radius + column] = values[..., 0, 0]
+        margin = decoder.context_radius
+        self.inputs[..., margin + row, margin + column] = inputs[..., 0, 0]
         for layer, around in zip(self.layers, self.around, strict=True):
             around[..., layer.margin + row, layer.margin + column] += pixels[..., 0, 0]
 
