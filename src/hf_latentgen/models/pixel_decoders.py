@@ -162,9 +162,9 @@ class LinearPrediction(nn.Module):
         radius = self.radius
         kernel = self.weight.new_zeros(*self.weight.shape[:2], (radius + 1) * (2 * radius + 1))
         kernel[..., self.seen] = self.weight
-        # Autocast would round to fewer digits than a level has.
+        # Half precision would round to fewer digits than a level has.
         with torch.autocast(values.device.type, enabled=False):
-            predicted = F.conv2d(values.to(kernel.dtype), kernel.unflatten(2, (radius + 1, -1))).unsqueeze(1)
+            predicted = F.conv2d(values.float(), kernel.float().unflatten(2, (radius + 1, -1))).unsqueeze(1)
         weights, means, log_scales, *shares = outputs.split(self.num_parts, 1)
         scales = self.log_scales[:, None, None, None]
         return torch.cat([weights, means + predicted, log_scales + scales, *shares], 1)
