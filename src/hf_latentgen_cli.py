@@ -131,6 +131,9 @@ def evaluate(
     compile_pass: Annotated[
         bool | None, typer.Option("--compile", help="Compile the pass that is repeated K times.")
     ] = None,
+    bf16: Annotated[
+        bool | None, typer.Option("--bf16", help="Score in bfloat16: faster on processors that have it.")
+    ] = None,
     classifier: Annotated[str | None, typer.Option(help="In-domain classifier that judges samples.")] = None,
     repeats: Annotated[
         list[str] | None, typer.Option(help="The same recipe with another seed, trained and evaluated; once for each.")
@@ -154,7 +157,7 @@ def evaluate(
             split=split,
             data_dir=data_dir,
             command=public_command(sys.argv[1:]),
-            options=Options(batch_size, seed, num_importance_samples, compile=compile_pass),
+            options=Options(batch_size, seed, num_importance_samples, compile=compile_pass, bf16=bf16),
             budget=budget,
             classifier=classifier,
             repeats=tuple(repeats or ()),

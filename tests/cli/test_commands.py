@@ -249,7 +249,7 @@ def test_mistakes_in_an_evaluation_end_with_one_line(refused, checkpoint, here, 
     assert names(here) == before
 
 
-@pytest.mark.parametrize("option", ["--num-importance-samples 5", "--compile"])
+@pytest.mark.parametrize("option", ["--num-importance-samples 5", "--compile", "--bf16"])
 def test_options_of_another_family_are_refused(refused, repository, option):
     line = refused(f"evaluate aae_digits {option}")
     assert f"{option.split()[0].strip('-').replace('-', '_')} is of no use for adversarial autoencoders" in line

@@ -328,7 +328,7 @@ def test_the_seconds_of_a_sample_are_those_of_all_images(trained):
     assert 0 < sample_seconds(model, levels, batch_size=50) < 60
 
 
-@pytest.mark.parametrize("name", ["num_importance_samples", "budget", "compile"])
+@pytest.mark.parametrize("name", ["num_importance_samples", "budget", "compile", "bf16"])
 def test_an_adversarial_autoencoder_has_no_options_of_a_vae(tmp_path, name):
     torch.manual_seed(0)
     fields = {"architecture": "mlp", "image_size": 8, "latent_dim": 2, "hidden_channels": [8], "num_labels": 10}

@@ -63,6 +63,15 @@ def test_code_and_pixels_are_measured_and_drawn(checkpoint, tmp_path):
     assert set(VLAE.verify(loaded, VLAE.load_data(loaded, "digits", "test", None), Options())) <= set(results.metrics)
 
 
+def test_scores_in_bf16_are_close(checkpoint):
+    exact, half = (
+        evaluate(load(checkpoint), options=Options(num_importance_samples=2, bf16=bf16)) for bf16 in (None, True)
+    )
+    for name in ("bits_per_dim", "nll_nats_iw2"):
+        assert half.results.metrics[name] != exact.results.metrics[name]
+        assert half.results.metrics[name] == pytest.approx(exact.results.metrics[name], rel=2e-3)
+
+
 def test_it_is_said_how_long_pictures_take(checkpoint, monkeypatch):
     loaded = load(checkpoint)
     assert 0 < VLAE.seconds_of_pictures(loaded) < 60

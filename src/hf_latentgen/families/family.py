@@ -80,6 +80,7 @@ class Options:
         num_importance_samples: K of the importance-weighted likelihood, 0 to leave it out.
         budget: seconds that these samples may take, from which K follows.
         compile: compile the pass that is repeated K times.
+        bf16: score in bfloat16, as many models are trained.
         classifier: in-domain classifier that judges samples.
     """
 
@@ -88,6 +89,7 @@ class Options:
     num_importance_samples: int | None = None
     budget: float | None = None
     compile: bool | None = None
+    bf16: bool | None = None
     classifier: Checkpoint | None = None
 
 

@@ -88,7 +88,7 @@ VLAE = Family(
     draw=draw,
     columns=vae.columns,
     template=Path(__file__).with_name("vlae.md.jinja"),
-    options=("num_importance_samples", "budget", "compile"),
+    options=("num_importance_samples", "budget", "compile", "bf16"),
     tags=("variational-autoencoder", "variational-lossy-autoencoder", "autoregressive", "image-generation"),
     captions={
         "same_code.png": "Test images, and five drawings of the code of each: what differs is not in the code",

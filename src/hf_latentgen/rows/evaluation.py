@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from hf_latentgen.evaluation.anomaly import MIN_IMAGES, Calibration, calibrate, methods_of
@@ -88,15 +89,18 @@ def evaluate(
     data = family.load_data(checkpoint, name, split, data_dir)
     # All splits are read now, so that what is missing shows before anything is measured.
     *_, test = data
+    half = torch.autocast(checkpoint.model.device.type, torch.bfloat16, enabled=bool(options.bf16))
     if family.seconds_per_sample and (say or options.budget is not None):
-        seconds = family.seconds_per_sample(checkpoint, data, options)
+        with half:
+            seconds = family.seconds_per_sample(checkpoint, data, options)
         pictures = family.seconds_of_pictures(checkpoint) if family.seconds_of_pictures else 0.0
         if options.budget is not None:
             options = replace(options, num_importance_samples=affordable_samples(seconds, options.budget))
             command += f" --num-importance-samples {options.num_importance_samples}"
         if say:
             say(cost_in_words(seconds, pictures, options.num_importance_samples))
-    measured = family.measure(checkpoint, data, options)
+    with half:
+        measured = family.measure(checkpoint, data, options)
     model = checkpoint.model.config.described()
     denoiser = checkpoint.denoiser
     sizes = (
@@ -139,7 +143,8 @@ def evaluate(
         left_out = dataset_options.get("leave_out_classes", ())
         # The regret takes minutes, which nobody who wants a score has asked for.
         quick = {"left_out": left_out, "with_regret": False}
-        calibration = calibrate(checkpoint, data.validation, name, **quick, seed=options.seed)
+        with half:
+            calibration = calibrate(checkpoint, data.validation, name, **quick, seed=options.seed)
     return Evaluation(results, pictures, calibration)
 
 
