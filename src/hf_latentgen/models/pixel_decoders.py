@@ -176,7 +176,7 @@ READERS = {"convolution": MaskedConvolution, "neighborhood": NeighborhoodAttenti
 class PixelLayer(Block):
     """Adds what each pixel reads of those before it, then a gated pointwise network, which reads the latents again.
 
-    Source: Shazeer (2020), GLU Variants Improve Transformer, for the gate.
+    Source: van den Oord et al. (2016), Conditional Image Generation with PixelCNN Decoders, eq. 2, for the gate.
     """
 
     def __init__(self, config: VLAEConfig, radius: int):
@@ -211,8 +211,9 @@ class PixelLayer(Block):
         return with_margin(values + hidden_states, self.margin)
 
     def _pointwise(self, hidden_states: Tensor, features: Tensor) -> Tensor:
-        gate, states = self.first(torch.cat([hidden_states, features], 1)).chunk(2, 1)
-        return hidden_states + self.last(F.silu(gate) * states)
+        states, gate = self.first(torch.cat([hidden_states, features], 1)).chunk(2, 1)
+        # Bounded: a product of the two would grow without limits where one image has latents far out.
+        return hidden_states + self.last(torch.tanh(states) * torch.sigmoid(gate))
 
 
 class PixelDecoder(nn.Module):
