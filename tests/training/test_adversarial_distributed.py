@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 # Runs in every process; its argument is the folder of the results.
 CHILD = """
-import json, sys
+import gc, json, sys
 from pathlib import Path
 
 import torch
@@ -82,6 +82,7 @@ run("limit", AAEModel, train, reconstruction_weight=0)
 normed = {"posterior": "gaussian", "class_batch_norm": True}
 run("classifier", AAEForImageClassification, few, reconstruction_weight=0.9, **normed)
 # As in scripts/train.py.
+gc.collect()
 PartialState().destroy_process_group()
 """
 RUNS = ("game", "plain", "limit", "classifier")

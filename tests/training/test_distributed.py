@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,6 +87,8 @@ if sys.argv[3:]:
     distributions.standard_normal = standard_normal
     sys.argv = sys.argv[3:]
     runpy.run_path(sys.argv[0], run_name="__main__")
+    threads = sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
+    (folder / f"threads_{rank}.json").write_text(json.dumps(threads))
 """
 
 
@@ -120,6 +123,15 @@ def one_process(script, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["child.py", str(folder), "16"])
     runpy.run_path(str(script))
     return folder
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="/proc, which names the threads, is Linux's")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_no_thread_of_the_group_outlives_the_script(two_processes, rank):
+    """Such a thread can abort the process while its interpreter ends."""
+    threads = read(two_processes / f"threads_{rank}.json")
+    assert len(threads) > 0
+    assert [name for name in threads if "gloo" in name] == []
 
 
 def test_two_processes_train_like_one_on_the_same_global_batches(two_processes, one_process):
