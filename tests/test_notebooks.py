@@ -28,6 +28,13 @@ KEY_NUMBERS = {
         (r"mean span: ([\d.]+) of", 1, 60),
         (r"test: ([\d.]+) bits per dimension", 1.6, 2.0),
     ],
+    "photos": [
+        (r"what is left of green: ([\d.]+) bits", 3, 4.5),
+        (r"nearly white: the 256 probabilities sum to (\S+)", 0.999999, 1.000001),
+        (r"the model above +([\d.]+) bits per dimension", 3.5, 5),
+        (r"vlae_photos +([\d.]+) bits per dimension", 3, 4),
+        (r"with the code of another patch, the pixels cost (\d+) nats more", 10, 1000),
+    ],
     "vae": [
         (r"ELBO is above the evidence: (\d+)", 0, 0),
         (r"missing KL ([\d.]+)", 0, 5),
@@ -39,6 +46,7 @@ KEY_NUMBERS = {
 COLUMNS = {
     "aae": ("Reconstruction Loss", "Discriminator Accuracy"),
     "local_attention": ("Bits Per Dim",),
+    "photos": ("Distortion", "Rate", "Bits Per Dim"),
     "vae": ("Distortion", "Rate", "Bits Per Dim"),
 }
 
