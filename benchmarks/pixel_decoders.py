@@ -18,6 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hf_latentgen import load
 from hf_latentgen.evaluation.likelihood import evaluate_likelihood, shares_of_latents
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
@@ -54,8 +56,11 @@ def compare(overrides: list[str], seconds: float, num_trial_steps: int, data_dir
         taken = trained(overrides, num_steps, Path(folder, "run"), data_dir)
         found = load(Path(folder, "run"))
     test = read_levels(found.processor, load_recipe(ROW).dataset["name"], "test", data_dir)
-    scores = evaluate_likelihood(found.model, test.levels, num_importance_samples=0).metrics()
-    other = shares_of_latents(found.model, test.levels)["distortion_of_other_code_nats"]
+    torch.nn.Module.to(found.model, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    # As `hf-latentgen evaluate --bf16`.
+    with torch.autocast(found.model.device.type, torch.bfloat16):
+        scores = evaluate_likelihood(found.model, test.levels, num_importance_samples=0).metrics()
+        other = shares_of_latents(found.model, test.levels)["distortion_of_other_code_nats"]
     return {
         "train_seconds": taken,
         "steps": num_steps,
