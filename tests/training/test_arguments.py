@@ -36,6 +36,10 @@ def test_lists_of_two_arguments_are_their_own(tmp_path):
         ("ema_decay", -0.1, r"in \[0, 1\)"),
         ("ema_decay", 1.0, r"in \[0, 1\)"),
         ("ema_decay", math.nan, r"in \[0, 1\)"),
+        ("muon_learning_rate", -1e-3, "at least 0, or None"),
+        ("muon_learning_rate", math.nan, "at least 0, or None"),
+        ("muon_learning_rate", "abc", "float or None"),
+        ("muon_learning_rate", 1e-3, "None where players"),
         ("sample_epochs", [0, -1], "at least 0"),
         ("sample_epochs", 3, "a list of epochs"),
         ("learning_rate", "abc", "float"),
@@ -53,6 +57,11 @@ def test_values_out_of_range_are_refused(tmp_path, field, value, allowed):
     with pytest.raises(ValueError, match=f"{field} must be {allowed}.*, got") as refusal:
         AdversarialTrainingArguments(output_dir=str(tmp_path), **{field: value})
     assert str(refusal.value).endswith(f"got {value!r}")
+
+
+def test_muon_takes_the_place_of_no_other_optimizer_than_adamw(tmp_path):
+    with pytest.raises(ValueError, match="optim must be 'adamw_torch' beside muon_learning_rate, got 'sgd'"):
+        LatentTrainingArguments(output_dir=str(tmp_path), muon_learning_rate=1e-3, optim="sgd")
 
 
 def test_a_reporter_must_be_installed(tmp_path, monkeypatch):

@@ -50,12 +50,14 @@ training:
         (4, {"save_strategy": "epoch", "eval_strategy": "epoch", "ema_decay": 0.8}),
         (3, {"eval_strategy": "steps", "eval_steps": 2, "ema_decay": 0.8}),
         (3, {"sample_epochs": [0, 1]}),
+        (3, {"muon_learning_rate": 1e-2}),
         (3, {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}),
         (3, {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}),
         (4, {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}),
     ],
     ids=[
-        *("epochs-end", "mid-epoch", "mid-epoch-without-averaging", "mid-epoch-with-accumulation"),
+        *("epochs-end", "mid-epoch", "mid-epoch-without-averaging", "mid-epoch-with-muon"),
+        "mid-epoch-with-accumulation",
         *("mid-epoch-with-persistent-workers", "epochs-end-with-persistent-workers"),
     ],
 )

@@ -3,6 +3,7 @@ import re
 
 import pytest
 import torch
+from torch import nn
 from safetensors.torch import load_file, save_file
 
 from hf_latentgen import ELBOTrainer, VAEModel
@@ -264,7 +265,7 @@ def test_elapsed_seconds_are_logged_while_training(make_trainer, training_logs):
     assert 0 <= times[-1] < 60
 
 
-@pytest.mark.parametrize(("field", "value"), [("ema_decay", 0.9), ("sample_epochs", [0, 1])])
+@pytest.mark.parametrize(("field", "value"), [("ema_decay", 0.9), ("sample_epochs", [0, 1]), ("muon_learning_rate", 0.01)])
 def test_what_needs_whole_weights_is_refused_under_fsdp(make_trainer, monkeypatch, field, value):
     create = ELBOTrainer.create_accelerator_and_postprocess
 
@@ -275,6 +276,34 @@ def test_what_needs_whole_weights_is_refused_under_fsdp(make_trainer, monkeypatc
     monkeypatch.setattr(ELBOTrainer, "create_accelerator_and_postprocess", create_with_fsdp)
     with pytest.raises(ValueError, match=rf"{field} must be .* under FSDP.*got {re.escape(str(value))}"):
         make_trainer(**{field: value})
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_step_of_muon_is_orthogonal_and_of_the_size_of_one_of_adamw(make_trainer, channels_last):
+    common = {"config": {"architecture": "course", "hidden_channels": [4, 6, 4]}, "channels_last": channels_last}
+    common |= {"max_steps": 1, "max_grad_norm": 0.0, "learning_rate": 0.01, "lr_scheduler_type": "constant"}
+    steps, gradients = [], {}
+    for rate in (None, 0.02):
+        trainer = make_trainer(**common, muon_learning_rate=rate)
+        before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+        for name, parameter in trainer.model.named_parameters():
+            parameter.register_hook(lambda gradient, name=name: gradients.update({name: gradient.clone()}))
+        trainer.train()
+        steps.append({name: parameter - before[name] for name, parameter in trainer.model.named_parameters()})
+    adamw, muon = steps
+    for name, step in muon.items():
+        module = trainer.model.get_submodule(name.rpartition(".")[0])
+        if step.ndim == 1 or not isinstance(module, nn.Conv2d | nn.Linear):
+            torch.testing.assert_close(step, adamw[name])
+            continue
+        # A row for each output.
+        left, values, right = torch.linalg.svd(gradients[name].flatten(1), full_matrices=False)
+        size = max(step.flatten(1).shape)
+        # Of singular values near nothing the iteration makes less than one, and noise of the half precision.
+        is_large = values > 0.05 * values[0]
+        found = (-step.flatten(1) / (0.02 * 0.2 * size**0.5)).double()
+        along = (left.double().T @ found @ right.double().T).diagonal()[is_large]
+        assert ((along > 0.6) & (along < 1.3)).all(), name
 
 
 def test_channels_last_changes_the_layout_and_not_the_scores(make_trainer):

@@ -41,6 +41,13 @@ class LatentTrainingArguments(TrainingArguments):
         default=0.0,
         metadata={"help": "Decay of the averaged weights that are evaluated and saved; 0 means no averaging."},
     )
+    muon_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate at which Muon trains the weights of convolutions and linear layers; AdamW trains the "
+            "rest at learning_rate. None: `optim` trains all."
+        },
+    )
     sample_epochs: list[int] = field(
         default_factory=list,
         metadata={"help": "Epochs after which sample and reconstruction grids are drawn; 0 is before training."},
@@ -80,6 +87,11 @@ class LatentTrainingArguments(TrainingArguments):
             raise ValueError(f"kl_warmup_start must be in [0, 1], got {self.kl_warmup_start}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), 0 meaning no averaging, got {self.ema_decay}")
+        if self.muon_learning_rate is not None:
+            if not self.muon_learning_rate >= 0:
+                raise ValueError(f"muon_learning_rate must be at least 0, or None, got {self.muon_learning_rate}")
+            if not self.optim.startswith("adamw_torch"):
+                raise ValueError(f"optim must be 'adamw_torch' beside muon_learning_rate, got {str(self.optim)!r}")
         if not isinstance(self.sample_epochs, list):
             raise ValueError(f"sample_epochs must be a list of epochs, got {self.sample_epochs!r}")
         if any(epoch < 0 for epoch in self.sample_epochs):
@@ -142,3 +154,6 @@ class AdversarialTrainingArguments(LatentTrainingArguments):
         if not 0 <= self.discriminator_beta1 < 1:
             raise ValueError(f"discriminator_beta1 must be in [0, 1), got {self.discriminator_beta1}")
         super().__post_init__()
+        if self.muon_learning_rate is not None:
+            rate = self.muon_learning_rate
+            raise ValueError(f"muon_learning_rate must be None where players train against each other, got {rate}")

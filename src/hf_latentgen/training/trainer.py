@@ -33,6 +33,7 @@ from hf_latentgen.models.hub import checked_client, commit_files, open_repo
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.training.arguments import LatentTrainingArguments
 from hf_latentgen.training.callbacks import ImageGridCallback, ScoreProgressCallback, TrainerEvents
+from hf_latentgen.training.optimizers import muon
 from hf_latentgen.training.resume import (
     TRAINING_WEIGHTS,
     check_checkpoint_files,
@@ -48,7 +49,7 @@ NUM_RECONSTRUCTIONS = 32
 # Arguments that a pushed card tells.
 TOLD_ARGUMENTS = (
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "learning_rate", "weight_decay", "warmup_steps"),
-    *("lr_scheduler_type", "kl_warmup_steps", "kl_warmup_start", "ema_decay", "seed"),
+    *("muon_learning_rate", "lr_scheduler_type", "kl_warmup_steps", "kl_warmup_start", "ema_decay", "seed"),
 )
 
 
@@ -109,6 +110,10 @@ class LatentTrainer(Trainer):
             args.metric_for_best_model = self.score
         if args.ema_decay and self.is_fsdp_enabled:
             raise ValueError(f"ema_decay must be 0 under FSDP, whose weights are sharded, got {args.ema_decay}")
+        if args.muon_learning_rate is not None and self.is_fsdp_enabled:
+            # Its steps need whole matrices.
+            rate = args.muon_learning_rate
+            raise ValueError(f"muon_learning_rate must be None under FSDP, whose weights are sharded, got {rate}")
         self._average: EMAModel | None = None
         self._holds_average = False
         # What the loss of each batch of the next step is divided by, and the share in it of the current batch.
@@ -171,6 +176,12 @@ class LatentTrainer(Trainer):
     def elapsed_seconds(self) -> float:
         """Wall time spent training so far, in seconds, resumed runs included."""
         return round(self._elapsed_before + time.monotonic() - self._started, 1)
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """The optimizer that the training arguments name. Arguments as in `transformers.Trainer`."""
+        if self.optimizer is None and self.args.muon_learning_rate is not None:
+            self.optimizer = muon(self.model, self.args)
+        return super().create_optimizer(model)
 
     def num_terms(self, inputs: dict[str, Tensor]) -> int | Tensor:
         """The number of terms of which the loss of a batch is the mean: its examples."""
