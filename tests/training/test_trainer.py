@@ -3,8 +3,8 @@ import re
 
 import pytest
 import torch
-from torch import nn
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from hf_latentgen import ELBOTrainer, VAEModel
 from hf_latentgen.training.resume import TRAINING_WEIGHTS
@@ -265,7 +265,9 @@ def test_elapsed_seconds_are_logged_while_training(make_trainer, training_logs):
     assert 0 <= times[-1] < 60
 
 
-@pytest.mark.parametrize(("field", "value"), [("ema_decay", 0.9), ("sample_epochs", [0, 1]), ("muon_learning_rate", 0.01)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("ema_decay", 0.9), ("sample_epochs", [0, 1]), ("muon_learning_rate", 0.01)]
+)
 def test_what_needs_whole_weights_is_refused_under_fsdp(make_trainer, monkeypatch, field, value):
     create = ELBOTrainer.create_accelerator_and_postprocess
 

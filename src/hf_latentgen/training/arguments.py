@@ -44,8 +44,8 @@ class LatentTrainingArguments(TrainingArguments):
     muon_learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Learning rate at which Muon trains the weights of convolutions and linear layers; AdamW trains the "
-            "rest at learning_rate. None: `optim` trains all."
+            "help": "Learning rate at which Muon trains the weights of convolutions and linear layers; AdamW trains "
+            "the rest at learning_rate. None: `optim` trains all."
         },
     )
     sample_epochs: list[int] = field(
