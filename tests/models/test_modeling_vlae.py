@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_latentgen import VAEConfig, VAEModel, VLAEConfig, VLAEModel
-from hf_latentgen.models.pixel_decoders import neighbors
+from hf_latentgen.models.pixel_decoders import MaskedConvolution, neighbors
 from modeling_common import CommonModelTests, perturb
 
 TINY = {
@@ -111,6 +111,28 @@ def test_a_pixel_sees_what_context_and_layers_reach_and_no_other(kind, radius, n
         is_other = pixels.log_probs(changed.view_as(levels)).flatten() != before
         expected = {other, *(place for place in range(size**2) if other in seen[place])}
         assert set(is_other.nonzero().flatten().tolist()) == expected
+
+
+@pytest.mark.parametrize("radius", [1, 3])
+def test_a_masked_convolution_is_a_weighted_sum_of_the_neighbours(radius):
+    size = 6
+    layer = MaskedConvolution(VLAEConfig(**TINY), radius)
+    pixels = torch.randn(2, 12, radius + size, size + 2 * radius, requires_grad=True)
+    expected = layer.above.bias[:, None, None]
+    for up, right in neighbors(radius):
+        # Where a row or column of the image begins, a neighbour's stands as much earlier in the margin.
+        read = pixels[:, :, radius - up :, radius + right :][:, :, :size, :size]
+        weight = layer.above.weight[:, :, radius - up, radius + right] if up else layer.left.weight[:, :, 0, right]
+        expected = expected + torch.einsum("oi,bihw->bohw", weight, read)
+    found = layer(None, pixels)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    asked = [pixels, *layer.parameters()]
+    for mine, other in zip(
+        torch.autograd.grad(found.square().sum(), asked, retain_graph=True),
+        torch.autograd.grad(expected.square().sum(), asked),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

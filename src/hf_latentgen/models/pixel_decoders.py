@@ -50,8 +50,9 @@ class MaskedConvolution(nn.Module):
 
     def forward(self, hidden_states: Tensor | None, pixels: Tensor) -> Tensor:
         """What each pixel reads, whatever its own state. Shapes as in [`PixelLayer`]."""
-        left = pixels[:, :, self.radius :, : pixels.shape[3] - self.radius - 1]
-        return self.above(pixels[:, :, :-1]) + self.left(left)
+        # One convolution, with zeros for the pixel itself and those to its right: two would copy what they read.
+        own_row = F.pad(self.left.weight, (0, self.radius + 1))
+        return F.conv2d(pixels, torch.cat([self.above.weight, own_row], 2), self.above.bias)
 
     def at(self, hidden_states: Tensor | None, pixels: Tensor, row: int, column: int) -> Tensor:
         """What one pixel reads. Shapes as in [`PixelLayer`]."""
