@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import set_seed
 
-from hf_latentgen import load
 from hf_latentgen.evaluation.likelihood import evaluate_likelihood, shares_of_latents
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
+from hf_latentgen.families.family import Setup
 from hf_latentgen.families.inputs import read_levels
-from hf_latentgen.rows.recipes import load_recipe, train_recipe
+from hf_latentgen.rows.recipes import load_recipe
+from hf_latentgen.training.trainer import LatentTrainer
 
 ROW = "vlae_mnist_4bit"
 CONTESTANTS = {
@@ -41,30 +43,34 @@ NOTHING_ELSE = (
 )
 
 
-def trained(overrides: list[str], num_steps: int, folder: Path, data_dir: str | None) -> float:
-    """Trains a contestant into a folder. Returns the seconds that it took."""
-    words = [*overrides, *SCHEDULE, *NOTHING_ELSE, f"training.max_steps={num_steps}"]
-    train_recipe(load_recipe(ROW, words), folder, data_dir)
-    return json.loads((folder / "run.json").read_text())["train_seconds"]
+def trained(overrides: list[str], num_steps: int, data_dir: str | None) -> LatentTrainer:
+    """The trainer of a contestant, after its training."""
+    recipe = load_recipe(ROW, [*overrides, *SCHEDULE, *NOTHING_ELSE, f"training.max_steps={num_steps}"])
+    with tempfile.TemporaryDirectory() as folder:
+        # Not `train_recipe`, which also tells what the training came to, and takes minutes for it.
+        arguments = recipe.family.arguments(output_dir=folder, **recipe.training)
+        set_seed(arguments.seed)
+        parts = recipe.family.make_parts(Setup(recipe.model, recipe.dataset, data_dir, arguments.seed, None))
+        trainer = recipe.family.trainer(args=arguments, **parts)
+        trainer.train()
+    return trainer
 
 
 def compare(overrides: list[str], seconds: float, num_trial_steps: int, data_dir: str | None) -> dict:
     """Scores of a contestant on the test split after a training of about so many seconds."""
-    with tempfile.TemporaryDirectory() as folder:
-        trial = trained(overrides, num_trial_steps, Path(folder, "trial"), data_dir)
-        num_steps = max(round(seconds / trial * num_trial_steps), 1)
-        taken = trained(overrides, num_steps, Path(folder, "run"), data_dir)
-        found = load(Path(folder, "run"))
-    test = read_levels(found.processor, load_recipe(ROW).dataset["name"], "test", data_dir)
-    torch.nn.Module.to(found.model, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    trial = trained(overrides, num_trial_steps, data_dir).elapsed_seconds
+    num_steps = max(round(seconds / trial * num_trial_steps), 1)
+    trainer = trained(overrides, num_steps, data_dir)
+    taken, model = trainer.elapsed_seconds, trainer.model
+    test = read_levels(trainer.processing_class, load_recipe(ROW).dataset["name"], "test", data_dir)
     # As `hf-latentgen evaluate --bf16`.
-    with torch.autocast(found.model.device.type, torch.bfloat16):
-        scores = evaluate_likelihood(found.model, test.levels, num_importance_samples=0).metrics()
-        other = shares_of_latents(found.model, test.levels)["distortion_of_other_code_nats"]
+    with trainer.evaluated_weights(), torch.autocast(model.device.type, torch.bfloat16):
+        scores = evaluate_likelihood(model, test.levels, num_importance_samples=0).metrics()
+        other = shares_of_latents(model, test.levels)["distortion_of_other_code_nats"]
     return {
         "train_seconds": taken,
         "steps": num_steps,
-        "num_parameters": found.model.num_parameters(),
+        "num_parameters": model.num_parameters(),
         **{name: scores[name] for name in ("bits_per_dim", "bits_per_dim_standard_error", "rate_nats")},
         "other_code_costs_nats": other - scores["distortion_nats"],
     }
