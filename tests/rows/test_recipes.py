@@ -16,10 +16,7 @@ from hf_latentgen.hub.loading import load, new_model
 from hf_latentgen.rows.recipes import load_recipe, recipe_files, train_recipe
 
 # Not trained yet, so that there is no row to compare with.
-UNTRAINED = {
-    *("vae_fashion_mnist_4bit_background", "local_fashion_mnist_4bit_background"),
-    "vlae_fashion_mnist",
-}
+UNTRAINED = {"vae_fashion_mnist_4bit_background", "local_fashion_mnist_4bit_background"}
 # One that is made for folders of anybody's is no row.
 RECIPES = [path for path in recipe_files() if path.stem != "own_images"]
 VAE_RECIPES = [path for path in RECIPES if path.stem.startswith("vae_")]
