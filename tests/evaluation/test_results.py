@@ -7,6 +7,7 @@ from dataclasses import asdict, fields, replace
 import pytest
 
 from cards_common import change
+from hf_latentgen.evaluation.metrics import describe_metric
 from hf_latentgen.evaluation.results import Results
 
 
@@ -118,3 +119,8 @@ def test_results_of_every_row_fit(repository):
     folders = sorted(path.parent for path in (repository / "model_cards").glob("*/results.json"))
     assert folders
     assert [Results.read(folder).row for folder in folders] == [folder.name for folder in folders]
+
+
+def test_a_score_that_rounds_to_nothing_has_no_sign():
+    rate = describe_metric("rate_of_group_2_nats")
+    assert [rate.show(value) for value in (-4.8e-7, 0.0, -0.005001, 1234.567)] == ["0.00", "0.00", "-0.01", "1,234.57"]

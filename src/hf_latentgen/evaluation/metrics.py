@@ -16,8 +16,8 @@ class Metric:
     kind: str
 
     def show(self, value: float) -> str:
-        """The value with the fixed number of decimals of this metric."""
-        return f"{value:,.{self.decimals}f}"
+        """The value with the fixed number of decimals of this metric, none of them being minus zero."""
+        return f"{round(value, self.decimals) + 0.0:,.{self.decimals}f}"
 
 
 METRICS = {
