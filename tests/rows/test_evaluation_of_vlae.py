@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from hf_latentgen import VLAEConfig, VLAEModel, load
+from hf_latentgen.evaluation.anomaly import Calibration
+from hf_latentgen.evaluation.results import Results
 from hf_latentgen.families import inputs
 from hf_latentgen.families.family import Options
 from hf_latentgen.families.vlae import VLAE
+from hf_latentgen.hub.files import WEIGHTS, weights_sha256
 from hf_latentgen.rows.cards import card_text
 from hf_latentgen.rows.evaluation import evaluate, write_evaluation
 from rows_common import load_few, save_checkpoint, write_run
@@ -70,6 +73,29 @@ def test_scores_in_bf16_are_close(checkpoint):
     for name in ("bits_per_dim", "nll_nats_iw2"):
         assert half.results.metrics[name] != exact.results.metrics[name]
         assert half.results.metrics[name] == pytest.approx(exact.results.metrics[name], rel=2e-3)
+
+
+def test_weights_that_were_read_in_bf16_are_kept_so_and_score_the_same(checkpoint, tmp_path):
+    options = Options(num_importance_samples=2, bf16=True)
+    evaluation = evaluate(load(checkpoint), options=options)
+    row = write_evaluation(evaluation, checkpoint, tmp_path / "row")
+    size = (row / WEIGHTS).stat().st_size
+    assert size < 0.6 * (checkpoint / WEIGHTS).stat().st_size
+    again = load(row)
+    assert {parameter.dtype for parameter in again.model.parameters()} == {torch.float32}
+    assert Results.read(row).weights_sha256 == weights_sha256(row) != evaluation.results.weights_sha256
+    assert Calibration.read(row).weights_sha256 == weights_sha256(row)
+    repeated = evaluate(again, options=options)
+    assert repeated.results.metrics == evaluation.results.metrics
+    assert repeated.results.weights_sha256 == weights_sha256(row)
+    # Written over itself, as `evaluate ROW --row` does, it stays as it is.
+    write_evaluation(repeated, row, row)
+    assert (row / WEIGHTS).stat().st_size == size
+    # Without it nothing is rounded.
+    exact = write_evaluation(
+        evaluate(load(checkpoint), options=Options(num_importance_samples=0)), checkpoint, tmp_path / "exact"
+    )
+    assert weights_sha256(exact) == weights_sha256(checkpoint)
 
 
 def test_it_is_said_how_long_pictures_take(checkpoint, monkeypatch):

@@ -1,6 +1,6 @@
 """Batches that are gathered at once, and are lists of samples for whoever does not know them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -50,3 +50,10 @@ def collate_levels(
     if isinstance(batch, GatheredBatch):
         return batch.columns
     return {name: torch.stack([sample[name] for sample in batch]) for name in batch[0]}
+
+
+def collate_known(collator: Callable, names: list[str], batch: dict | list[dict]) -> dict[str, torch.Tensor]:
+    """What a collator makes of the named columns of a batch, gathered at once or a list of examples."""
+    if isinstance(batch, dict):
+        return collator({name: values for name, values in batch.items() if name in names})
+    return collator([{name: value for name, value in example.items() if name in names} for example in batch])

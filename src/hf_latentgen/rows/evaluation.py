@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from hf_latentgen.evaluation.anomaly import MIN_IMAGES, Calibration, calibrate, methods_of
 from hf_latentgen.evaluation.likelihood import MOST_SAMPLES, OTHER_PASSES, affordable_samples
@@ -41,11 +43,19 @@ MAY_DIFFER = ("training.seed=", "dataset.label_seed=", "training.sample_epochs="
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results with the pictures that belong to them, by name, and what validation images score, if they are enough."""
+    """What was measured of a checkpoint.
+
+    Args:
+        results: its scores.
+        pictures: those that belong to them, by name.
+        calibration: what validation images score, if they are enough.
+        half: names of the weights that were read in bfloat16 for every score, and that are kept so.
+    """
 
     results: Results
     pictures: dict[str, Image.Image]
     calibration: Calibration | None = None
+    half: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -145,7 +155,16 @@ def evaluate(
         quick = {"left_out": left_out, "with_regret": False}
         with half:
             calibration = calibrate(checkpoint, data.validation, name, **quick, seed=options.seed)
-    return Evaluation(results, pictures, calibration)
+    return Evaluation(results, pictures, calibration, weights_in_half(checkpoint.model) if options.bf16 else ())
+
+
+def weights_in_half(model: nn.Module) -> tuple[str, ...]:
+    """Names of the weights of a model that autocast reads in half precision, whatever the device.
+
+    Those of convolutions and linear layers, but not of transposed convolutions, see [`TransposedConvolution`].
+    """
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    return tuple(f"{name}.weight" for name in layers)
 
 
 def data_of(checkpoint: Checkpoint, dataset: str | None, record: dict) -> tuple[str, dict]:
@@ -258,6 +277,9 @@ def with_repeats(results: Results, repeats: Sequence[Results]) -> Results:
 def write_evaluation(evaluation: Evaluation, checkpoint: Path, folder: Path) -> Path:
     """Write `results.json`, pictures in `images/`, and copies of the files of the model to a folder, all or nothing.
 
+    Weights that were read in bfloat16 take half of the space: no score changes by it, and as config.json says they load
+    as before, in float32.
+
     Args:
         evaluation: what to write.
         checkpoint: folder of the model that was measured.
@@ -274,7 +296,7 @@ def write_evaluation(evaluation: Evaluation, checkpoint: Path, folder: Path) -> 
         drawn = checkpoint / "samples" if (checkpoint / "samples").is_dir() else checkpoint / "images"
         for path in drawn.glob("*_epoch_*.png"):
             shutil.copy(path, staging / "images")
-        evaluation.results.write(staging)
+        results, calibration = evaluation.results, evaluation.calibration
         folder.mkdir(parents=True, exist_ok=True)
         if checkpoint.resolve() != folder.resolve():
             for name in KEPT_FILES:
@@ -285,8 +307,14 @@ def write_evaluation(evaluation: Evaluation, checkpoint: Path, folder: Path) -> 
                     shutil.copyfile(source, target)
                 else:
                     (folder / name).unlink(missing_ok=True)
-        if evaluation.calibration is not None:
-            evaluation.calibration.write(staging)
+            if evaluation.half and (staging / WEIGHTS).is_file():
+                _halve(staging / WEIGHTS, evaluation.half)
+                digest = weights_sha256(staging)
+                results = replace(results, weights_sha256=digest)
+                calibration = calibration and replace(calibration, weights_sha256=digest)
+        results.write(staging)
+        if calibration is not None:
+            calibration.write(staging)
         # The results come last: where they are, all is.
         for path in sorted(staging.iterdir(), key=lambda path: path.name == FILE):
             if path.is_dir() and (folder / path.name).exists():
@@ -295,6 +323,14 @@ def write_evaluation(evaluation: Evaluation, checkpoint: Path, folder: Path) -> 
     finally:
         shutil.rmtree(staging)
     return folder
+
+
+def _halve(path: Path, names: Sequence[str]) -> None:
+    """Rewrite a file of weights with those of these names in bfloat16."""
+    weights = load_file(path)
+    weights |= {name: weights[name].bfloat16() for name in names}
+    # transformers refuses a file that does not say so.
+    save_file(weights, path, {"format": "pt"})
 
 
 def check_row(checkpoint: Path) -> str:

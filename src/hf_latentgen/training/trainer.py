@@ -23,6 +23,7 @@ from transformers.trainer_utils import BestRun, EvalLoopOutput, HubStrategy, has
 from transformers.utils import logging
 
 from hf_latentgen.data import collate_levels
+from hf_latentgen.data.batches import collate_known
 from hf_latentgen.hub.files import model_files
 from hf_latentgen.hub.loading import without_bars
 from hf_latentgen.hub.pipelines import LatentGenPipeline
@@ -56,13 +57,6 @@ TOLD_ARGUMENTS = (
 def undisturbed_generator() -> contextlib.AbstractContextManager:
     """Context after which torch's global generator is as before: iterating over a DataLoader draws a seed from it."""
     return torch.random.fork_rng(devices=[])
-
-
-def collate_known(collator: Callable, names: list[str], batch: dict | list[dict]) -> dict[str, Tensor]:
-    """What a collator makes of the named columns of a batch, gathered at once or a list of examples."""
-    if isinstance(batch, dict):
-        return collator({name: values for name, values in batch.items() if name in names})
-    return collator([{name: value for name, value in example.items() if name in names} for example in batch])
 
 
 class LatentTrainer(Trainer):
@@ -108,12 +102,9 @@ class LatentTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         if args.metric_for_best_model == "bits_per_dim":
             args.metric_for_best_model = self.score
-        if args.ema_decay and self.is_fsdp_enabled:
-            raise ValueError(f"ema_decay must be 0 under FSDP, whose weights are sharded, got {args.ema_decay}")
-        if args.muon_learning_rate is not None and self.is_fsdp_enabled:
-            # Its steps need whole matrices.
-            rate = args.muon_learning_rate
-            raise ValueError(f"muon_learning_rate must be None under FSDP, whose weights are sharded, got {rate}")
+        for name, allowed in {"ema_decay": 0, "muon_learning_rate": None}.items():
+            if (value := getattr(args, name)) and self.is_fsdp_enabled:
+                raise ValueError(f"{name} must be {allowed} under FSDP, whose weights are sharded, got {value}")
         self._average: EMAModel | None = None
         self._holds_average = False
         # What the loss of each batch of the next step is divided by, and the share in it of the current batch.
