@@ -16,7 +16,7 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import set_seed
@@ -25,6 +25,8 @@ from hf_latentgen.evaluation.likelihood import evaluate_likelihood, shares_of_la
 from hf_latentgen.evaluation.provenance import git_commit, hardware, versions
 from hf_latentgen.families.family import Setup
 from hf_latentgen.families.inputs import read_levels
+from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
+from hf_latentgen.models.modeling_latentgen import LatentGenModel
 from hf_latentgen.rows.recipes import load_recipe
 from hf_latentgen.training.trainer import LatentTrainer
 
@@ -61,8 +63,9 @@ def compare(overrides: list[str], seconds: float, num_trial_steps: int, data_dir
     trial = trained(overrides, num_trial_steps, data_dir).elapsed_seconds
     num_steps = max(round(seconds / trial * num_trial_steps), 1)
     trainer = trained(overrides, num_steps, data_dir)
-    taken, model = trainer.elapsed_seconds, trainer.model
-    test = read_levels(trainer.processing_class, load_recipe(ROW).dataset["name"], "test", data_dir)
+    taken, model = trainer.elapsed_seconds, cast(LatentGenModel, trainer.model)
+    processor = cast(LevelsImageProcessor, trainer.processing_class)
+    test = read_levels(processor, load_recipe(ROW).dataset["name"], "test", data_dir)
     # As `hf-latentgen evaluate --bf16`.
     with trainer.evaluated_weights(), torch.autocast(model.device.type, torch.bfloat16):
         scores = evaluate_likelihood(model, test.levels, num_importance_samples=0).metrics()
