@@ -44,7 +44,10 @@ LOSSY_SCHEDULE = (
 NUM_IMAGES = 54_000
 BATCH_SIZE = 128
 # Fields of a recipe's training section that change the work of one step.
-STEP_FIELDS = ("learning_rate", "weight_decay", "max_grad_norm", "ema_decay", "bf16", "channels_last", "optim")
+STEP_FIELDS = (
+    *("learning_rate", "muon_learning_rate", "weight_decay", "max_grad_norm", "ema_decay", "bf16", "channels_last"),
+    "optim",
+)
 
 
 class StepTimes(TrainerCallback):
