@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_latentgen import VAEConfig, VAEModel, VLAEConfig, VLAEModel
-from hf_latentgen.models.pixel_decoders import MaskedConvolution, neighbors
+from hf_latentgen.models.pixel_decoders import MaskedConvolution, NeighborhoodAttention, neighbors
 from modeling_common import CommonModelTests, perturb
 
 TINY = {
@@ -113,6 +113,18 @@ def test_a_pixel_sees_what_context_and_layers_reach_and_no_other(kind, radius, n
         assert set(is_other.nonzero().flatten().tolist()) == expected
 
 
+def compare_with_reference(layer, found, expected, inputs):
+    """Outputs, and gradients of the inputs and all parameters."""
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    asked = [*inputs, *layer.parameters()]
+    for mine, other in zip(
+        torch.autograd.grad(found.square().sum(), asked, retain_graph=True),
+        torch.autograd.grad(expected.square().sum(), asked),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("radius", [1, 3])
 def test_a_masked_convolution_is_a_weighted_sum_of_the_neighbours(radius):
     size = 6
@@ -124,15 +136,26 @@ def test_a_masked_convolution_is_a_weighted_sum_of_the_neighbours(radius):
         read = pixels[:, :, radius - up :, radius + right :][:, :, :size, :size]
         weight = layer.above.weight[:, :, radius - up, radius + right] if up else layer.left.weight[:, :, 0, right]
         expected = expected + torch.einsum("oi,bihw->bohw", weight, read)
-    found = layer(None, pixels)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    asked = [pixels, *layer.parameters()]
-    for mine, other in zip(
-        torch.autograd.grad(found.square().sum(), asked, retain_graph=True),
-        torch.autograd.grad(expected.square().sum(), asked),
-        strict=True,
-    ):
-        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+    compare_with_reference(layer, layer(None, pixels), expected, [pixels])
+
+
+@pytest.mark.parametrize("radius", [1, 3])
+def test_neighborhood_attention_attends_to_the_neighbours_of_each_pixel(radius):
+    size = 5
+    layer = NeighborhoodAttention(VLAEConfig(**TINY), radius)
+    torch.nn.init.normal_(layer.places)
+    hidden_states = torch.randn(2, 12, size, size, requires_grad=True)
+    pixels = torch.randn(2, 12, radius + size, size + 2 * radius, requires_grad=True)
+    queries, keys_values = layer.query(hidden_states), layer.key_value(pixels)
+    rows = []
+    for row, column in itertools.product(range(size), repeat=2):
+        near = [keys_values[:, :, radius + row - up, radius + column + right] for up, right in neighbors(radius)]
+        keys, values = torch.stack(near, 2).unflatten(1, (4, -1)).chunk(2, 1)  # [B, heads, D, places]
+        query = queries[:, :, row, column].unflatten(1, (2, -1))
+        scores = torch.einsum("bnd,bndp->bnp", query, keys + layer.places) / keys.shape[2] ** 0.5
+        rows.append(torch.einsum("bnp,bndp->bnd", scores.softmax(-1), values).flatten(1))
+    expected = layer.output(torch.stack(rows, 2).unflatten(2, (size, size)))
+    compare_with_reference(layer, layer(hidden_states, pixels), expected, [hidden_states, pixels])
 
 
 @torch.no_grad()

@@ -68,32 +68,35 @@ class NeighborhoodAttention(nn.Module):
     def __init__(self, config: VLAEConfig, radius: int):
         super().__init__()
         self.heads, self.radius, self.margin = config.decoder_heads, radius, radius
-        # Where the pixels before stand among all of the rows' pixels.
-        self.seen = places(radius)
+        self.neighbors = neighbors(radius)
         channels = config.decoder_channels
         self.query = nn.Conv2d(channels, channels, 1)
         self.key_value = nn.Conv2d(channels, 2 * channels, 1)
-        self.places = nn.Parameter(torch.zeros(self.heads, channels // self.heads, len(self.seen)))
+        self.places = nn.Parameter(torch.zeros(self.heads, channels // self.heads, len(self.neighbors)))
         self.output = nn.Conv2d(channels, channels, 1)
 
     def forward(self, hidden_states: Tensor, pixels: Tensor) -> Tensor:
         """What each pixel reads. Shapes as in [`PixelLayer`]."""
-        key, value = (self._neighbors(part) for part in self.key_value(pixels).chunk(2, 1))
-        query = self.query(hidden_states).flatten(2).unflatten(1, (self.heads, -1))  # [B, heads, D, H * W]
-        keys = key + self.places.unsqueeze(-1)
-        scores = (query.unsqueeze(3) * keys).sum(2) * query.shape[2] ** -0.5  # [B, heads, places, H * W]
-        read = (scores.softmax(2).unsqueeze(2) * value).sum(3)
-        return self.output(read.flatten(1, 2).unflatten(2, hidden_states.shape[2:]))
+        shape = hidden_states.shape[2:]
+        query = self.query(hidden_states).unflatten(1, (self.heads, -1))  # [B, heads, D, H, W]
+        key, value = self.key_value(pixels).unflatten(1, (2 * self.heads, -1)).chunk(2, 1)
+        # One neighbour of all pixels at a time: all neighbours of each pixel side by side would be many copies.
+        scores = torch.stack([(query * near).sum(2) for near in self._neighbors(key, shape)], 2)
+        scores = scores + torch.einsum("bndhw,ndp->bnphw", query, self.places)
+        weights = (scores * query.shape[2] ** -0.5).softmax(2).to(value.dtype).unbind(2)
+        near = self._neighbors(value, shape)
+        read = torch.stack([weight.unsqueeze(2) * other for weight, other in zip(weights, near, strict=True)]).sum(0)
+        return self.output(read.flatten(1, 2))
 
     def at(self, hidden_states: Tensor, pixels: Tensor, row: int, column: int) -> Tensor:
         """What one pixel reads. Shapes as in [`PixelLayer`]."""
         return self(hidden_states, _window(pixels, self.radius, row, column))
 
-    def _neighbors(self, states: Tensor) -> Tensor:
-        """States of the neighbours of each pixel. [B, heads, D, places, H * W]."""
-        shape = (self.radius + 1, 2 * self.radius + 1)
-        windows = F.unfold(states, shape).unflatten(1, (self.heads, -1, shape[0] * shape[1]))
-        return windows[:, :, :, self.seen]
+    def _neighbors(self, states: Tensor, shape: torch.Size) -> list[Tensor]:
+        """States of each neighbour, of all pixels. [B, heads, D, H, W] for each place."""
+        (height, width), radius = shape, self.radius
+        places = [(radius - up, radius + right) for up, right in self.neighbors]
+        return [states[..., row : row + height, column : column + width] for row, column in places]
 
 
 class RasterAttention(nn.Module):
