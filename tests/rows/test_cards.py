@@ -69,7 +69,7 @@ def test_a_model_of_ones_own_has_its_own_title_and_no_licence_that_nobody_chose(
     assert "/data" not in str(card)
     assert 'load_images("photos", split="test")' in card.text
     assert {entry.dataset_type for entry in card.data.eval_results} == {"photos"}
-    assert "Published values" not in card.text
+    assert "Values to compare with" not in card.text
 
 
 def test_what_somebody_chose_is_on_the_page(own):
@@ -215,7 +215,7 @@ def test_empty_sections_leave_no_trace(results):
     results |= {"metrics": {}, "reference": [], "baseline": {}, "history": [], "diagnostics": {}, "evaluation": {}}
     card = str(render(results, []))
     for text in (
-        "Published values",
+        "Values to compare with",
         "Codes without",
         "Diagnostic",
         "Circumstances",

@@ -1,5 +1,7 @@
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ RECIPES = [path for path in recipe_files() if path.stem != "own_images"]
 VAE_RECIPES = [path for path in RECIPES if path.stem.startswith("vae_")]
 AAE_RECIPES = [path for path in RECIPES if path.stem.startswith(("aae_", "ae_"))]
 LOCAL_RECIPES = [path for path in RECIPES if path.stem.startswith("local_")]
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 pytestmark = pytest.mark.usefixtures("nothing_outside")
 
 
@@ -186,6 +189,21 @@ def test_every_recipe_names_a_seed_and_draws_pictures_before_and_after(path):
         assert training["sample_epochs"][-1] == training["num_train_epochs"]
     for reference in recipe.reference:
         assert reference.keys() == {"name", "metric", "value", "source"}
+
+
+def test_values_from_a_benchmark_are_those_of_its_record():
+    # As in the source "benchmarks/pixel_decoders.py: raster, 364 steps".
+    words = re.compile(r"benchmarks/(\w+)\.py: (\w+), (\d+) steps")
+    references = [reference for path in RECIPES for reference in load_recipe(path).reference]
+    own = [(reference, match) for reference in references if (match := words.fullmatch(reference["source"]))]
+    assert own
+    for reference, match in own:
+        name, contestant, num_steps = match.groups()
+        run = json.loads((BENCHMARKS / f"{name}.json").read_text())["runs"][contestant]
+        assert run["steps"] == int(num_steps)
+        assert run["train_seconds"] == pytest.approx(120, rel=0.02)
+        score = run[reference["metric"].removesuffix("_after_two_minutes")]
+        assert reference["value"] == pytest.approx(score, abs=5e-5)
 
 
 def test_a_recipe_says_what_it_does_not_mention(tmp_path):

@@ -60,6 +60,7 @@ VARIANTS = {
     "_of_own_prior": "latents from the prior that the autoencoder was trained with",
     "_of_encoded": "latents of training images",
     "_of_means": "decoder means instead of drawn pixels",
+    "_after_two_minutes": "after two minutes of training",
 }
 # The number of samples is part of the name, as in nll_nats_iw500.
 IMPORTANCE_ESTIMATE = re.compile(r"(nll_nats|bits_per_dim)_iw(\d+)")
