@@ -83,7 +83,7 @@ def main() -> None:
     """Trains, measures, prints and writes the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", help="folder with mnist/")
-    parser.add_argument("--seconds", type=float, default=240, help="of each training (default: 240)")
+    parser.add_argument("--seconds", type=float, default=120, help="of each training (default: 120)")
     parser.add_argument("--trial_steps", type=int, default=40, help="that tell how long a step takes (default: 40)")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()

@@ -93,8 +93,10 @@ def test_line_ends_of_windows_change_nothing():
 
 @pytest.mark.parametrize("text", ["no speakers", "KING RICHARD:\nI", ""])
 def test_a_text_without_speakers_has_no_copies(text):
+    dataset = Dataset.from_dict({"text": [text, text]})
+    assert renamed_copies(dataset, 1)["text"] == [text, text]
     with pytest.raises(ValueError, match="renamed_copies needs headings .*, found none"):
-        renamed_copies(Dataset.from_dict({"text": [text, text]}), 26)
+        renamed_copies(dataset, 26)
 
 
 @pytest.mark.parametrize("num_copies", [0, -1, 2.0, True, "3", None])

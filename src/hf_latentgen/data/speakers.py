@@ -22,13 +22,13 @@ def renamed_copies(dataset: Dataset | IterableDataset, num_copies: int, seed: in
     """Each document of a column `text` `num_copies` times, with other names in each copy, see [`rename_speakers`].
 
     Raises: ValueError when `num_copies` is no integer of at least 1, the data set is a stream, or no document has a
-        speaker: its copies would all be equal.
+        speaker and there are several copies, which would all be equal.
     """
     if isinstance(num_copies, bool) or not isinstance(num_copies, int) or num_copies < 1:
         raise ValueError(f"renamed_copies must be an integer of at least 1, got {num_copies!r}.")
     if not isinstance(dataset, Dataset):
         raise ValueError("renamed_copies needs a data set in memory, got a stream.")
-    if not any(HEADING.search(text) for text in dataset["text"]):
+    if num_copies > 1 and not any(HEADING.search(text) for text in dataset["text"]):
         raise ValueError("renamed_copies needs headings such as 'ROMEO:' after an empty line, found none in the text.")
     seeds = random.Random(seed)
     texts = [rename_speakers(text, seeds.getrandbits(64)) for _ in range(num_copies) for text in dataset["text"]]
