@@ -381,7 +381,7 @@ def test_bad_levels_are_refused(mlp, method, bad, message):
     [
         (lambda m, _: m.sample(0), "num_images must be a whole number of at least 1, got 0"),
         (lambda m, _: m.sample(-2), "num_images must be a whole number of at least 1, got -2"),
-        (lambda m, _: m.sample(1, temperature=-0.1), "temperature must be at least 0, got -0.1"),
+        (lambda m, _: m.sample(1, temperature=-0.1), "temperature must be at least 0 and finite, got -0.1"),
         (lambda m, _: m.sample(1, output="median"), "output must be one of .*'mode'.*, got 'median'"),
         (lambda m, x: m.reconstruct(x, "median"), "output must be one of .*'mode'.*, got 'median'"),
         (lambda m, x: m.interpolate(x, x, 1), "num_steps must be a whole number of at least 2, got 1"),

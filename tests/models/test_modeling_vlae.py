@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_latentgen import VAEConfig, VAEModel, VLAEConfig, VLAEModel
+from hf_latentgen.evaluation.likelihood import shares_of_latents
 from hf_latentgen.models.pixel_decoders import MaskedConvolution, NeighborhoodAttention, neighbors
 from modeling_common import CommonModelTests, perturb
 
@@ -278,12 +279,67 @@ def test_a_mixture_starts_at_the_mean_of_the_pixels_above_and_to_the_left(channe
 
 @pytest.mark.parametrize(
     ("arguments", "field"),
-    [((8,), "rows"), ((3, None, "median"), "output"), ((3, None, "sample", 0), "temperature"), ((3, 0), "generator")],
+    [
+        *(((8,), "rows"), ((2.0,), "rows"), ((True,), "rows"), ((3, None, "median"), "output")),
+        *(((3, None, "sample", 0), "temperature"), ((3, 0), "generator")),
+    ],
 )
 def test_a_completion_out_of_range_is_refused(arguments, field):
     model = make()
     with pytest.raises(ValueError, match=f"{field} must be"):
         model.complete(random_levels(model.config, 1), *arguments)
+
+
+@pytest.mark.parametrize("output", ["sample", "mode", "mean"])
+def test_a_seed_is_no_generator(output):
+    model = make()
+    with pytest.raises(ValueError, match="generator must be a torch.Generator or None, got 3"):
+        model.reconstruct(random_levels(model.config, 1), output, 3)
+
+
+@pytest.mark.parametrize("temperature", [-1, math.nan, math.inf])
+def test_a_temperature_out_of_range_is_refused(temperature):
+    with pytest.raises(ValueError, match="temperature must be at least 0 and finite"):
+        make().sample(1, temperature=temperature, output="mode")
+
+
+def test_a_seed_draws_the_same_manifold():
+    model = make(latent_dim=2, ladder_channels=())
+    assert torch.equal(model.manifold(2, seeded()), model.manifold(2, seeded()))
+
+
+@torch.no_grad()
+def test_half_precision_scores_a_decoded_latent_as_its_own(model):
+    model = model.bfloat16()
+    levels = random_levels(model.config, 3)
+    output = model(levels, sample_posterior=False)
+    log_prob = model.decode(output.latents).log_prob(levels)
+    assert log_prob.dtype == torch.float32
+    torch.testing.assert_close(log_prob, -output.distortion, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("radius", [0, 1, 2])
+def test_every_parameter_is_trained(radius):
+    model = make(decoder_radius=radius)
+    model(random_levels(model.config, 3), sample_posterior=True).loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4])
+def test_no_image_has_its_own_code_as_that_of_another(batch_size, monkeypatch):
+    model, levels = make(), random_levels(make().config, 7)
+    codes, asked = [], []
+    forward, decode = model.forward, model.decode
+    monkeypatch.setattr(model, "forward", lambda *given, **named: codes.append(forward(*given, **named)) or codes[-1])
+    monkeypatch.setattr(model, "decode", lambda latents: asked.append(latents) or decode(latents))
+    shares = shares_of_latents(model, levels, batch_size)
+    own = torch.cat([output.latents for output in codes])
+    assert not (own == torch.cat(asked)).all(1).any()
+    assert len(own) == 7
+    assert math.isfinite(shares["distortion_of_other_code_nats"])
+    with pytest.raises(ValueError, match="levels must hold at least 2 images, got 1"):
+        shares_of_latents(model, levels[:1])
 
 
 def test_classes_are_refused():

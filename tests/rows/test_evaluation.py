@@ -24,6 +24,7 @@ from hf_latentgen.evaluation.likelihood import sample_seconds
 from hf_latentgen.evaluation.results import Results
 from hf_latentgen.families import inputs, vae
 from hf_latentgen.families.family import Options
+from hf_latentgen.models.networks import matrix_layers
 from hf_latentgen.rows import evaluation as rows_evaluation
 from hf_latentgen.rows.cards import card_text
 from hf_latentgen.rows.evaluation import check_row, evaluate, redraw, write_evaluation
@@ -206,6 +207,14 @@ def test_large_weights_stay_out_of_the_row(evaluation, trained, tmp_path, monkey
     folder = write_evaluation(evaluation, trained, tmp_path / "row")
     assert not (folder / "model.safetensors").exists()
     assert (folder / "config.json").exists()
+
+
+def test_weights_that_fit_in_half_precision_are_kept(evaluation, trained, tmp_path, monkeypatch):
+    size = (trained / "model.safetensors").stat().st_size
+    names_in_half = tuple(f"{layer}.weight" for layer in matrix_layers(load(trained).model))
+    monkeypatch.setattr(rows_evaluation, "MAX_WEIGHT_BYTES", size - 1)
+    folder = write_evaluation(replace(evaluation, half=names_in_half), trained, tmp_path / "row")
+    assert (folder / "model.safetensors").stat().st_size < size
 
 
 def test_a_folder_that_cannot_be_written_is_refused(evaluation, trained, tmp_path):

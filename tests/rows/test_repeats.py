@@ -20,7 +20,7 @@ def trainings(results):
 
 
 def record(results):
-    return {key: getattr(results, key) for key in ("config", "train_command")}
+    return {key: getattr(results, key) for key in ("config", "train_command", "seed", "overrides")}
 
 
 def test_scores_that_all_trainings_have_get_a_mean_and_a_deviation(trainings):
@@ -50,15 +50,27 @@ def test_one_training_has_no_spread(trainings):
         ({"config": "configs/vae_mnist_4bit.yaml"}, "repeats must have config 'configs/vae_digits.yaml', got"),
         ({"dataset": "mnist"}, "repeats must have dataset 'digits', got"),
         ({"split": "validation"}, "repeats must have split 'test', got"),
-        ({"overrides": ["training.num_train_epochs=1"]}, "repeats must change nothing but training.seed="),
-        ({"train_command": "train 1"}, "repeats must be other trainings, got 'train 1' twice"),
+        ({"overrides": ["training.max_steps=1"]}, "repeats must have overrides but for training.seed=.* [], got"),
+        ({"train_command": "train --from runs/x"}, "repeats must have --from None, got"),
+        ({"seed": 1}, "repeats must be trainings with another seed, got 'train 2' twice"),
+        ({"seed": 1042, "overrides": ["training.sample_epochs=[]"]}, "with another seed, got 'train 2' twice"),
         ({"train_command": None}, "repeats must have a record of their training"),
     ],
 )
 def test_trainings_that_are_no_repeats_are_refused(trainings, change, complaint):
     first, second, third = trainings
-    with pytest.raises(ValueError, match=complaint.replace("(", r"\(")):
+    with pytest.raises(ValueError, match=complaint.replace("[]", r"\[\]")):
         check_repeats(record(first), "digits", "test", [second, replace(third, **change)])
+
+
+def test_trainings_may_share_what_they_override_and_differ_in_the_seed_of_labels(trainings):
+    first, *others = [
+        replace(training, seed=42, overrides=["model.latent_dim=3", f"dataset.label_seed={seed}"])
+        for seed, training in enumerate(trainings)
+    ]
+    check_repeats(record(first), "digits", "test", others)
+    with pytest.raises(ValueError, match=r"repeats must have overrides .* \[\], got .*'model.latent_dim=3'"):
+        check_repeats(record(trainings[0]), "digits", "test", others)
 
 
 def test_a_checkpoint_without_a_record_has_no_repeats(trainings):

@@ -36,11 +36,18 @@ def test_lists_of_two_arguments_are_their_own(tmp_path):
         ("ema_decay", -0.1, r"in \[0, 1\)"),
         ("ema_decay", 1.0, r"in \[0, 1\)"),
         ("ema_decay", math.nan, r"in \[0, 1\)"),
-        ("muon_learning_rate", -1e-3, "at least 0, or None"),
-        ("muon_learning_rate", math.nan, "at least 0, or None"),
+        ("muon_learning_rate", -1e-3, "at least 0 and finite, or None"),
+        ("muon_learning_rate", math.nan, "at least 0 and finite, or None"),
+        ("muon_learning_rate", math.inf, "at least 0 and finite, or None"),
         ("muon_learning_rate", "abc", "float or None"),
         ("muon_learning_rate", 1e-3, "None where players"),
-        ("sample_epochs", [0, -1], "at least 0"),
+        ("sample_epochs", [0, -1], "whole numbers of at least 0"),
+        ("sample_epochs", [1.5], "whole numbers of at least 0"),
+        ("sample_epochs", ["1"], "whole numbers of at least 0"),
+        ("kl_warmup_steps", 100, "0 where no loss has a rate"),
+        ("kl_warmup_start", 0.1, "0 where no loss has a rate"),
+        ("discriminator_learning_rate", math.nan, "at least 0 and finite, or None"),
+        ("learning_rate", math.inf, "at least 0 and finite"),
         ("sample_epochs", 3, "a list of epochs"),
         ("learning_rate", "abc", "float"),
         ("learning_rate", -1e-3, "at least 0"),
@@ -59,9 +66,12 @@ def test_values_out_of_range_are_refused(tmp_path, field, value, allowed):
     assert str(refusal.value).endswith(f"got {value!r}")
 
 
-def test_muon_takes_the_place_of_no_other_optimizer_than_adamw(tmp_path):
-    with pytest.raises(ValueError, match="optim must be 'adamw_torch' beside muon_learning_rate, got 'sgd'"):
-        LatentTrainingArguments(output_dir=str(tmp_path), muon_learning_rate=1e-3, optim="sgd")
+@pytest.mark.parametrize("optim", ["sgd", "adamw_torch_8bit"])
+def test_muon_takes_the_place_of_no_other_optimizer_than_adamw(tmp_path, optim):
+    with pytest.raises(ValueError, match=f"optim must be 'adamw_torch' beside muon_learning_rate, got '{optim}'"):
+        LatentTrainingArguments(output_dir=str(tmp_path), muon_learning_rate=1e-3, optim=optim)
+    with pytest.raises(ValueError, match="optim_args must be None beside muon_learning_rate, got 'a=1'"):
+        LatentTrainingArguments(output_dir=str(tmp_path), muon_learning_rate=1e-3, optim_args="a=1")
 
 
 def test_a_reporter_must_be_installed(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from hf_latentgen.training.resume import (
     TRAINING_WEIGHTS,
     check_resumed_settings,
     complete_checkpoints,
+    last_good_checkpoint,
     record_part,
 )
 from training_common import assert_resumed_is_straight, assert_same_checkpoint, assert_same_state, steps_of
@@ -233,6 +234,11 @@ def test_complete_checkpoints_are_those_written_to_their_end(tmp_path):
         folder.mkdir()
         if text is not None:
             (folder / "trainer_state.json").write_text(text)
+    # Somebody's own.
+    (tmp_path / "checkpoint-best").mkdir()
+    (tmp_path / "checkpoint-best" / "trainer_state.json").write_text("{}")
+    # Without weights none is good.
+    assert last_good_checkpoint(tmp_path) is None
     assert [folder.name for folder in complete_checkpoints(tmp_path)] == [
         "checkpoint-10",
         "checkpoint-9",

@@ -6,7 +6,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hf_latentgen import ELBOTrainer, VAEModel
+from hf_latentgen import (
+    ELBOTrainer,
+    LatentTrainingArguments,
+    LocalTransformerConfig,
+    LocalTransformerForCausalLM,
+    VAEModel,
+)
+from hf_latentgen.models.networks import matrix_layers
+from hf_latentgen.training.optimizers import muon
 from hf_latentgen.training.resume import TRAINING_WEIGHTS
 from training_common import AtStep, assert_equal_weights, fill, weights_of
 
@@ -306,6 +314,27 @@ def test_a_step_of_muon_is_orthogonal_and_of_the_size_of_one_of_adamw(make_train
         found = (-step.flatten(1) / (0.02 * 0.2 * size**0.5)).double()
         along = (left.double().T @ found @ right.double().T).diagonal()[is_large]
         assert ((along > 0.6) & (along < 1.3)).all(), name
+
+
+def test_muon_leaves_an_embedding_to_adamw_also_where_the_last_layer_shares_it(tmp_path):
+    config = LocalTransformerConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    model = LocalTransformerForCausalLM(config)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    rest, matrices = muon(model, LatentTrainingArguments(str(tmp_path), muon_learning_rate=0.01)).param_groups
+    assert any(parameter is model.lm_head.weight for parameter in rest["params"])
+    assert len(matrices["params"]) == len(matrix_layers(model)) - 1
+
+
+@pytest.mark.parametrize("where", ["optimizers", "optimizer_cls_and_kwargs"])
+def test_muon_beside_another_optimizer_is_refused(make_trainer, tmp_path, where):
+    model = make_trainer().model
+    other = {
+        "optimizers": (torch.optim.SGD(model.parameters(), 0.1), None),
+        "optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.1}),
+    }[where]
+    arguments = LatentTrainingArguments(str(tmp_path), muon_learning_rate=0.01)
+    with pytest.raises(ValueError, match="muon_learning_rate must be None beside another optimizer, got 0.01"):
+        ELBOTrainer(model, arguments, **{where: other})
 
 
 def test_channels_last_changes_the_layout_and_not_the_scores(make_trainer):

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from hf_latentgen.data import LevelsDataset
 from hf_latentgen.hub.loading import new_model
 from hf_latentgen.models.bits import nats_to_bits_per_dim
-from hf_latentgen.models.modeling_latentgen import LatentGenModel
+from hf_latentgen.models.modeling_latentgen import LatentGenModel, check_at_least
 
 # Bars in a terminal only, gone when they are full: a whole split takes minutes.
 BAR: dict = {"leave": False, "disable": None}
@@ -91,7 +91,8 @@ def image_nats(model: LatentGenModel, dataset: LevelsDataset, batch_size: int = 
     """`-log p(x)` of every image, exact, in nats. [N]. The model is put into `eval()` mode.
 
     Raises:
-        ValueError: fewer than two images (there would be no standard error), bad levels, or a score that is not finite.
+        ValueError: fewer than two images (there would be no standard error), bad levels, a number of samples that is
+            negative or not whole, or a score that is not finite.
     """
     if len(dataset) < 2:
         raise ValueError(f"dataset must hold at least 2 images, got {len(dataset)}")
@@ -162,6 +163,7 @@ def evaluate_likelihood(
     """
     if len(levels) < 2:
         raise ValueError(f"levels must hold at least 2 images, got {len(levels)}")
+    check_at_least("num_importance_samples", num_importance_samples, 0)
     distortion, rate = evaluate_elbo(model, levels, batch_size, seed)
     importance_nll, generator = None, torch.Generator().manual_seed(seed)
     if num_importance_samples > 0:
@@ -183,14 +185,22 @@ def evaluate_likelihood(
 def shares_of_latents(model: LatentGenModel, levels: Tensor, batch_size: int = 128, seed: int = 0) -> dict[str, float]:
     """Mean rate of each group of latents, coarse to fine, and the distortion with another image's code, in nats.
 
-    A decoder that does without the code has the same distortion with any.
+    A decoder that does without the code has the same distortion with any. Within a batch each image has the code of the
+    one before it, so that a batch holds at least two.
 
     Shape and arguments as in `evaluate_elbo`.
+
+    Raises: ValueError when there are fewer than two images.
     """
+    if len(levels) < 2:
+        raise ValueError(f"levels must hold at least 2 images, got {len(levels)}")
+    batches = list(levels.split(max(batch_size, 2)))
+    if len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
     model.eval()
     generator = torch.Generator().manual_seed(seed)
     rates, other = [], 0.0
-    for batch in tqdm(levels.split(batch_size), "rates", **BAR):
+    for batch in tqdm(batches, "rates", **BAR):
         images = batch.to(model.device)
         output = model(images, sample_posterior=True, generator=generator, return_loss=False)
         rates.append(output.group_rates.double().cpu())

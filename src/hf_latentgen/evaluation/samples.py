@@ -95,7 +95,7 @@ def autoencoder_pictures(
     With two latent dimensions and labels also the scatter of the latents, and with a Gaussian prior the manifold.
     """
     num_levels = model.config.num_levels
-    samples = prior_samples(model, NUM_SAMPLES, seed)["sample"]
+    samples = prior_samples(model, NUM_SAMPLES, seed, ["sample"])["sample"]
     pictures = {"samples": image_grid(samples, num_levels)}
     nearest, _ = nearest_images(samples[:NUM_RECONSTRUCTIONS], train.levels)
     pictures["samples_above_nearest_training_images"] = reconstruction_grid(
@@ -116,7 +116,7 @@ def autoencoder_pictures(
     )
     if model.num_latents == 2:
         if model.has_gaussian_prior:
-            pictures["manifold"] = manifold_grid(model.manifold(), num_levels)
+            pictures["manifold"] = manifold_grid(model.manifold(generator=generator), num_levels)
         if test.labels is not None:
             pictures["latents"] = latent_scatter(posterior_moments(model, test.levels)[0], test.labels.numpy())
     return pictures

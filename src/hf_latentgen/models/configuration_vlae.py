@@ -19,7 +19,8 @@ class VLAEConfig(VAEConfig):
             At 0 the model is a VAE, with a large radius a model of pixels.
         pixel_decoder (`str`, defaults to `"convolution"`):
             how a layer reads pixels. `"convolution"`: a masked convolution. `"neighborhood"`: attention to the
-            same pixels. `"raster"`: attention to the last pixels in raster order, which are whole rows.
+            same pixels. `"raster"`: attention to the last pixels in raster order, as many as the layer's radius has
+            whole rows and some more, so that all of them see beyond `decoder_radius`.
         decoder_channels (`int`, defaults to 48): width of the pixel decoder.
         decoder_layers (`int`, defaults to 2): its layers. The levels of the pixels nearest are read first, then
             each layer reads values and states of pixels near; all of them divide the radius.

@@ -44,6 +44,16 @@ def standard_normal_log_prob(latents: Tensor) -> Tensor:
     return -0.5 * (latents.square() + math.log(2 * math.pi)).sum(-1)
 
 
+def scaled(levels: Tensor, num_levels: int) -> Tensor:
+    """Levels on a scale from -1, the first one, to 1, the last one. The shape given."""
+    return levels * (2 / (num_levels - 1)) - 1
+
+
+def unscaled(values: Tensor, num_levels: int) -> Tensor:
+    """Values on that scale as real levels. The shape given."""
+    return (values + 1) * ((num_levels - 1) / 2)
+
+
 @dataclass
 class DiagonalGaussian:
     """Normal distributions with a diagonal covariance, one per example.
@@ -253,7 +263,7 @@ def logistic_mixture_log_probs(levels: Tensor, parameters: Tensor, num_levels: i
     half = 1 / (num_levels - 1)
     log_scales = log_scales.clamp(*LOG_SCALE_RANGE)
     inverse = torch.exp(-log_scales)
-    centred = (levels * (2 * half) - 1).unsqueeze(-1) - means
+    centred = scaled(levels, num_levels).unsqueeze(-1) - means
     below_upper = F.logsigmoid((centred + half) * inverse)
     above_lower = F.logsigmoid((half - centred) * inverse)
     is_first, is_last = ((levels <= 0).unsqueeze(-1), (levels >= num_levels - 1).unsqueeze(-1))
@@ -294,7 +304,7 @@ class LogisticMixtureValues(Values):
         share = torch.rand(part.shape, generator=generator, device=device, dtype=means.dtype).to(means.device)
         scales = log_scales.gather(-1, part).clamp(*LOG_SCALE_RANGE).exp()
         drawn = means.gather(-1, part) + scales * torch.logit(share)
-        return ((drawn.squeeze(-1) + 1) * ((self.num_levels - 1) / 2)).round().clamp(0, self.num_levels - 1).long()
+        return unscaled(drawn.squeeze(-1), self.num_levels).round().clamp(0, self.num_levels - 1).long()
 
 
 @dataclass
@@ -336,10 +346,9 @@ class LogisticMixturePixels(Pixels):
         parameters = self.parameters.movedim(1, -1).unflatten(-1, (kinds, -1))  # [B, C, H, W, kinds, K]
         weights = parameters[..., 0, :].sum(1)
         means, log_scales = parameters[:, channel, ..., 1:3, :].unbind(-2)
-        scaled = levels * (2 / (self.num_levels - 1)) - 1
         for before in range(channel):
             share = parameters[:, channel + before - 1, ..., 3, :]
-            means = means + torch.tanh(share) * scaled[:, before].unsqueeze(-1)
+            means = means + torch.tanh(share) * scaled(levels[:, before], self.num_levels).unsqueeze(-1)
         return torch.stack([weights, means, log_scales], -2)
 
 
@@ -353,7 +362,7 @@ class DeterministicPixels:
     @property
     def mean(self) -> Tensor:
         """The values as real levels in [0, num_levels - 1]. [B, C, H, W]."""
-        return (self.values + 1) * ((self.num_levels - 1) / 2)
+        return unscaled(self.values, self.num_levels)
 
     @property
     def mode(self) -> Tensor:
@@ -377,6 +386,7 @@ def check_output(output: str) -> None:
 
 def _draw(pixels: Pixels | DeterministicPixels, output: str, generator: torch.Generator | None) -> Tensor:
     check_output(output)
+    check_generator(generator)
     if output == "sample":
         return pixels.sample(generator)
     return pixels.mode if output == "mode" else pixels.mean

@@ -225,7 +225,7 @@ class AAEModel(ImageAutoencoderModel):
         return errors.square().flatten(1).mean(1)
 
     @torch.no_grad()
-    def manifold(self, grid_size: int = 20) -> Tensor:
+    def manifold(self, grid_size: int = 20, generator: torch.Generator | None = None) -> Tensor:
         """Decoded means over the latent plane, as real levels: see [`ImageAutoencoderModel.manifold`].
 
         Raises:
@@ -233,7 +233,7 @@ class AAEModel(ImageAutoencoderModel):
         """
         if not self.has_gaussian_prior:
             raise ValueError("manifold visits the quantiles of a Gaussian prior and needs a model without a class code")
-        return super().manifold(grid_size)
+        return super().manifold(grid_size, generator)
 
     def _stochastic(self, wanted: bool | None) -> bool:
         return self.training if wanted is None else wanted

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_image_autoencoder import ImageAutoencoderConfig
-from .distributions import CategoricalPixels, DeterministicPixels, DiagonalGaussian, PointMass
+from .distributions import CategoricalPixels, DeterministicPixels, DiagonalGaussian, PointMass, scaled
 from .modeling_latentgen import LatentGenModel, check_at_least, check_levels
 from .networks import ZeroConv2d
 
@@ -105,11 +105,15 @@ class ImageAutoencoderModel(LatentGenModel):
         return self.decode(path.flatten(0, 1)).draw(output, generator).unflatten(0, (-1, num_steps))
 
     @torch.no_grad()
-    def manifold(self, grid_size: int = 20) -> Tensor:
+    def manifold(self, grid_size: int = 20, generator: torch.Generator | None = None) -> Tensor:
         """Decoder means over the latent plane, as real levels. [grid_size * grid_size, C, H, W], row by row.
 
         Each axis visits the normal quantiles `(i + 0.5) / grid_size`; the first latent grows to the right, the second
         upwards. Source: Kingma & Welling (2014), figure 4.
+
+        Args:
+            grid_size: means along each axis.
+            generator: source of the pixels before each, where a decoder draws them.
 
         Raises:
             ValueError: the model has not exactly two latent dimensions, or `grid_size` is below 1.
@@ -119,11 +123,11 @@ class ImageAutoencoderModel(LatentGenModel):
             raise ValueError(f"manifold needs a latent plane, got {self.num_latents} latent dimensions")
         axis = manifold_axis(grid_size).to(self.device)
         second, first = torch.meshgrid(axis.flip(0), axis, indexing="ij")
-        return self.decode(torch.stack([first, second], -1).flatten(0, 1)).mean
+        return self.decode(torch.stack([first, second], -1).flatten(0, 1)).draw("mean", generator)
 
     def _scaled(self, pixel_values: Tensor) -> Tensor:
         """Levels scaled to [-1, 1], in the dtype of the weights. [B, C, H, W]."""
-        return (pixel_values * (2 / (self.config.num_levels - 1)) - 1).to(self.dtype)
+        return scaled(pixel_values, self.config.num_levels).to(self.dtype)
 
     def _check_latents(self, latents: Tensor) -> None:
         if latents.ndim != 2 or latents.shape[1] != self.num_latents:

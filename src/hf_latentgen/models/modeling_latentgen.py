@@ -12,7 +12,7 @@ from huggingface_hub import CommitInfo
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .distributions import OUTPUTS
+from .distributions import check_output
 from .hub import IMAGE_TASK, commit_files, folder_contents, snapshot
 
 # Arguments of `from_pretrained` that tell where on the Hub a model is.
@@ -177,10 +177,9 @@ def check_levels(pixel_values: Tensor, num_channels: int, image_size: int, num_l
 
 def check_completion(image_size: int, rows: int, output: str, temperature: float) -> None:
     """Raises `ValueError` unless the first `rows` rows of images can be given and the others drawn like this."""
-    if rows not in range(image_size + 1):
+    if not isinstance(rows, Integral) or isinstance(rows, bool) or rows not in range(image_size + 1):
         raise ValueError(f"rows must be a whole number in 0 ... {image_size}, got {rows!r}")
-    if output not in OUTPUTS:
-        raise ValueError(f"output must be one of {OUTPUTS}, got {output!r}")
+    check_output(output)
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be above 0 and finite, got {temperature}")
 

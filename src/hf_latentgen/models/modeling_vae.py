@@ -165,8 +165,8 @@ class VAEModel(ImageAutoencoderModel):
         """
         check_at_least("num_images", num_images, 1)
         check_generator(generator)
-        if temperature < 0:
-            raise ValueError(f"temperature must be at least 0, got {temperature}")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
         latents = temperature * self._prior_sample(num_images, generator)
         return self.decode(latents).draw(output, generator)
 

@@ -20,7 +20,7 @@ COMPLETION_STEPS = 8
 
 
 class VLAEModel(VAEModel):
-    """A VAE whose decoder also sees the pixels just before each one, at most `decoder_radius` away.
+    """A VAE whose decoder also sees the pixels just before each one, about `decoder_radius` rows and columns of them.
 
     Latents carry what so small a neighbourhood cannot know. Encoder, latents, prior and objective are those of
     [`VAEModel`]; `logits` of its output are given the pixels before, and those of a decoded latent are a distribution
@@ -156,6 +156,7 @@ class LocalPixels(Pixels):
     def draw(self, output: str, generator: torch.Generator | None = None) -> Tensor:
         """Images as a sample, the mode or the mean given what comes before. [B, C, H, W] levels. See [`Pixels`]."""
         check_output(output)
+        check_generator(generator)
         *_, images = self.by_row(self._blank(torch.int64), 0, output, generator)
         return images
 

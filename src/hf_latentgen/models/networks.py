@@ -89,6 +89,15 @@ class DenseBlock(Block):
         return self.activation(self.linear(hidden_states))
 
 
+def matrix_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """The layers whose weight is a matrix with a row for each output, by name: convolutions and linear layers.
+
+    Their weights are also those that autocast reads in half precision, whatever the device. Transposed convolutions are
+    neither, see [`TransposedConvolution`].
+    """
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
+
+
 class TransposedConvolution(nn.ConvTranspose2d):
     """A transposed convolution that autocast leaves in fp32 on a CPU, where bf16 takes up to 2.6 times as long."""
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from .configuration_vlae import VLAEConfig
+from .distributions import scaled
 from .local_attention import local_attention
 from .networks import Block, ZeroConv2d
 
@@ -229,10 +230,10 @@ class PixelDecoder(nn.Module):
         self.radius, self.num_channels = config.decoder_radius, config.num_channels
         self.num_levels, self.num_bins = config.num_levels, min(config.num_levels, MOST_BINS)
         num_inputs = config.num_channels * (1 + self.num_bins)
-        self.embed = nn.Sequential(
-            nn.Conv2d(num_inputs, channels, 1), ACT2FN[config.hidden_act], nn.Conv2d(channels, channels, 1)
-        )
         self.context_radius, *radii = config.decoder_radii
+        embed = (nn.Conv2d(num_inputs, channels, 1), ACT2FN[config.hidden_act], nn.Conv2d(channels, channels, 1))
+        # Where no layer reads, nothing would train it.
+        self.embed = nn.Sequential(*embed) if any(radii) else None
         self.context = MaskedConvolution(config, self.context_radius, num_inputs) if self.radius else None
         self.layers = nn.ModuleList(PixelLayer(config, radius) for radius in radii)
         self.activation = ACT2FN[config.hidden_act]
@@ -249,14 +250,14 @@ class PixelDecoder(nn.Module):
         inputs, hidden_states = self.inputs(levels, values, features.dtype), features
         if self.context is not None:
             hidden_states = hidden_states + self.context(None, with_margin(inputs, self.context_radius))
-        pixels = self.embed(inputs)
+        pixels = self.embed(inputs) if self.embed else torch.zeros_like(features)
         for layer in cast(Sequence[PixelLayer], self.layers):
             hidden_states = layer(hidden_states, features, layer.around(pixels, hidden_states))
         return self.outputs(hidden_states, with_margin(values, self.radius))
 
     def values(self, levels: Tensor) -> Tensor:
         """Levels scaled to [-1, 1], as the encoder reads them."""
-        return levels * (2 / (self.num_levels - 1)) - 1
+        return scaled(levels, self.num_levels)
 
     def inputs(self, levels: Tensor, values: Tensor, dtype: torch.dtype) -> Tensor:
         """Each value, and a 1 in the place of its level, or of a range of levels where there are many.
@@ -269,6 +270,8 @@ class PixelDecoder(nn.Module):
     def outputs(self, hidden_states: Tensor, values: Tensor) -> Tensor:
         """The outputs of pixels from their last states [B, channels, H, W] and the values around them."""
         outputs = self.head(self.activation(hidden_states)).unflatten(1, (-1, self.num_channels))
+        # A log probability has more digits than half precision.
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         return outputs if self.prediction is None else self.prediction(outputs, values)
 
 
@@ -289,7 +292,8 @@ class PixelsSoFar:
         self.inputs = with_margin(inputs, decoder.context_radius)
         if decoder.context is not None:
             hidden_states = hidden_states + decoder.context(None, self.inputs)
-        self.around, pixels = [], decoder.embed(inputs)
+        self.around = []
+        pixels = decoder.embed(inputs) if decoder.embed else torch.zeros_like(features)
         for layer in self.layers:
             self.around.append(layer.around(pixels, hidden_states))
             hidden_states = layer(hidden_states, features, self.around[-1])
@@ -311,12 +315,13 @@ class PixelsSoFar:
         """Makes a pixel known. Shape: `levels` [B, C, 1, 1]."""
         decoder, values = self.decoder, self.decoder.values(levels)
         inputs = decoder.inputs(levels, values, self.features.dtype)
-        pixels = decoder.embed(inputs)
         self.values[..., decoder.radius + row, decoder.radius + column] = values[..., 0, 0]
         margin = decoder.context_radius
         self.inputs[..., margin + row, margin + column] = inputs[..., 0, 0]
-        for layer, around in zip(self.layers, self.around, strict=True):
-            around[..., layer.margin + row, layer.margin + column] += pixels[..., 0, 0]
+        if decoder.embed:
+            pixels = decoder.embed(inputs)
+            for layer, around in zip(self.layers, self.around, strict=True):
+                around[..., layer.margin + row, layer.margin + column] += pixels[..., 0, 0]
 
 
 def with_margin(states: Tensor, width: int) -> Tensor:

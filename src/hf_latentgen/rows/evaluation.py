@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from hf_latentgen.evaluation.anomaly import MIN_IMAGES, Calibration, calibrate, methods_of
 from hf_latentgen.evaluation.likelihood import MOST_SAMPLES, OTHER_PASSES, affordable_samples
@@ -31,6 +30,7 @@ from hf_latentgen.families import FAMILIES, find_family
 from hf_latentgen.families.family import Family, Options
 from hf_latentgen.hub.files import CONFIGS, PIPELINE_FILES, WEIGHTS, has_weights, weights_sha256
 from hf_latentgen.hub.loading import Checkpoint, load
+from hf_latentgen.models.networks import matrix_layers
 from hf_latentgen.rows.cards import CHANGES_NOTHING, duration
 
 # What a row keeps of a checkpoint: a model, or a pipeline with its parts.
@@ -155,16 +155,8 @@ def evaluate(
         quick = {"left_out": left_out, "with_regret": False}
         with half:
             calibration = calibrate(checkpoint, data.validation, name, **quick, seed=options.seed)
-    return Evaluation(results, pictures, calibration, weights_in_half(checkpoint.model) if options.bf16 else ())
-
-
-def weights_in_half(model: nn.Module) -> tuple[str, ...]:
-    """Names of the weights of a model that autocast reads in half precision, whatever the device.
-
-    Those of convolutions and linear layers, but not of transposed convolutions, see [`TransposedConvolution`].
-    """
-    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    return tuple(f"{name}.weight" for name in layers)
+    half_names = tuple(f"{layer}.weight" for layer in matrix_layers(checkpoint.model)) if options.bf16 else ()
+    return Evaluation(results, pictures, calibration, half_names)
 
 
 def data_of(checkpoint: Checkpoint, dataset: str | None, record: dict) -> tuple[str, dict]:
@@ -237,21 +229,36 @@ def check_options(family: Family, options: Options, checkpoint: Checkpoint) -> N
 
 def check_repeats(record: dict, dataset: str, split: str, repeats: Sequence[Results]) -> None:
     """Raise `ValueError` if one of the results is not of the recipe, the data and the split, or one is there twice."""
-    known = [record.get("train_command")]
-    if repeats and None in known:
+    command, overrides = record.get("train_command"), record.get("overrides", [])
+    if repeats and (command is None or "config" not in record):
         raise ValueError("repeats are of no use for a checkpoint without a record of its training")
+    known = [_chance(record.get("seed"), overrides)]
     for other in repeats:
-        for name, expected in (("config", record["config"]), ("dataset", dataset), ("split", split)):
-            if getattr(other, name) != expected:
-                raise ValueError(f"repeats must have {name} {expected!r}, got {other.row}: {getattr(other, name)!r}")
-        changes = [word for word in other.overrides if not word.startswith((*CHANGES_NOTHING, *MAY_DIFFER))]
-        if changes:
-            raise ValueError(f"repeats must change nothing but {', '.join(MAY_DIFFER)}, got {other.row}: {changes}")
         if other.train_command is None:
             raise ValueError(f"repeats must have a record of their training, got {other.row} without one")
-        if other.train_command in known:
-            raise ValueError(f"repeats must be other trainings, got {other.train_command!r} twice")
-        known.append(other.train_command)
+        for name, expected, got in (
+            ("config", record["config"], other.config),
+            ("dataset", dataset, other.dataset),
+            ("split", split, other.split),
+            (f"overrides but for {', '.join(MAY_DIFFER)}", _changes(overrides), _changes(other.overrides)),
+            ("--from", option_value(command or "", "--from"), option_value(other.train_command, "--from")),
+        ):
+            if got != expected:
+                raise ValueError(f"repeats must have {name} {expected!r}, got {other.row}: {got!r}")
+        chance = _chance(other.seed, other.overrides)
+        if chance in known:
+            raise ValueError(f"repeats must be trainings with another seed, got {other.train_command!r} twice")
+        known.append(chance)
+
+
+def _changes(overrides: Sequence[str]) -> list[str]:
+    """What all trainings of a recipe must share, of what they override in it."""
+    return sorted(word for word in overrides if not word.startswith((*CHANGES_NOTHING, *MAY_DIFFER)))
+
+
+def _chance(seed: int | None, overrides: Sequence[str]) -> tuple:
+    """What makes one training of a recipe come out otherwise than another: its seed, and that of its labels."""
+    return seed, *(word for word in overrides if word.startswith("dataset.label_seed="))
 
 
 def with_repeats(results: Results, repeats: Sequence[Results]) -> Results:
@@ -301,14 +308,16 @@ def write_evaluation(evaluation: Evaluation, checkpoint: Path, folder: Path) -> 
         if checkpoint.resolve() != folder.resolve():
             for name in KEPT_FILES:
                 source, target = checkpoint / name, staging / name
-                is_small = source.is_file() and source.stat().st_size <= MAX_WEIGHT_BYTES
-                if is_small or (source.is_file() and source.suffix != ".safetensors"):
+                if source.is_file():
                     target.parent.mkdir(exist_ok=True)
                     shutil.copyfile(source, target)
-                else:
+                    if evaluation.half and name == WEIGHTS:
+                        _halve(target, evaluation.half)
+                    if target.suffix == ".safetensors" and target.stat().st_size > MAX_WEIGHT_BYTES:
+                        target.unlink()
+                if not target.is_file():
                     (folder / name).unlink(missing_ok=True)
             if evaluation.half and (staging / WEIGHTS).is_file():
-                _halve(staging / WEIGHTS, evaluation.half)
                 digest = weights_sha256(staging)
                 results = replace(results, weights_sha256=digest)
                 calibration = calibration and replace(calibration, weights_sha256=digest)

@@ -1,6 +1,7 @@
 """Training arguments shared by every family."""
 
 from dataclasses import dataclass, field, fields
+from math import inf
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Union, get_args, get_origin, get_type_hints
@@ -9,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import HubStrategy
+from transformers.training_args import OptimizerNames
 
 
 @dataclass
@@ -79,8 +81,8 @@ class LatentTrainingArguments(TrainingArguments):
         self._check_types()
         for name in ("kl_warmup_steps", "learning_rate", "weight_decay"):
             # Not a number is not at least 0, either.
-            if not (value := getattr(self, name)) >= 0:
-                raise ValueError(f"{name} must be at least 0, got {value}")
+            if not 0 <= (value := getattr(self, name)) < inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {value}")
         if self.kl_warmup_steps >= 1 and self.kl_warmup_steps % 1:
             raise ValueError(f"kl_warmup_steps must be whole, or a share below 1, got {self.kl_warmup_steps}")
         if not 0 <= self.kl_warmup_start <= 1:
@@ -88,14 +90,17 @@ class LatentTrainingArguments(TrainingArguments):
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), 0 meaning no averaging, got {self.ema_decay}")
         if self.muon_learning_rate is not None:
-            if not self.muon_learning_rate >= 0:
-                raise ValueError(f"muon_learning_rate must be at least 0, or None, got {self.muon_learning_rate}")
-            if not self.optim.startswith("adamw_torch"):
-                raise ValueError(f"optim must be 'adamw_torch' beside muon_learning_rate, got {str(self.optim)!r}")
+            if not 0 <= self.muon_learning_rate < inf:
+                rate = self.muon_learning_rate
+                raise ValueError(f"muon_learning_rate must be at least 0 and finite, or None, got {rate}")
+            if (name := OptimizerNames(self.optim).value) not in ("adamw_torch", "adamw_torch_fused"):
+                raise ValueError(f"optim must be 'adamw_torch' beside muon_learning_rate, got {name!r}")
+            if self.optim_args:
+                raise ValueError(f"optim_args must be None beside muon_learning_rate, got {self.optim_args!r}")
         if not isinstance(self.sample_epochs, list):
             raise ValueError(f"sample_epochs must be a list of epochs, got {self.sample_epochs!r}")
-        if any(epoch < 0 for epoch in self.sample_epochs):
-            raise ValueError(f"sample_epochs must be at least 0, got {self.sample_epochs}")
+        if any(not isinstance(epoch, Integral) or isinstance(epoch, bool) or epoch < 0 for epoch in self.sample_epochs):
+            raise ValueError(f"sample_epochs must be whole numbers of at least 0, got {self.sample_epochs}")
         if self.label_smoothing_factor:
             raise ValueError(
                 f"label_smoothing_factor must be 0: these losses take no smoothed labels, "
@@ -149,11 +154,14 @@ class AdversarialTrainingArguments(LatentTrainingArguments):
     def __post_init__(self):
         self._check_types()
         rate = self.discriminator_learning_rate
-        if rate is not None and rate < 0:
-            raise ValueError(f"discriminator_learning_rate must be at least 0, or None, got {rate}")
+        if rate is not None and not 0 <= rate < inf:
+            raise ValueError(f"discriminator_learning_rate must be at least 0 and finite, or None, got {rate}")
         if not 0 <= self.discriminator_beta1 < 1:
             raise ValueError(f"discriminator_beta1 must be in [0, 1), got {self.discriminator_beta1}")
         super().__post_init__()
         if self.muon_learning_rate is not None:
             rate = self.muon_learning_rate
             raise ValueError(f"muon_learning_rate must be None where players train against each other, got {rate}")
+        for name in ("kl_warmup_steps", "kl_warmup_start"):
+            if value := getattr(self, name):
+                raise ValueError(f"{name} must be 0 where no loss has a rate, got {value}")

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_latentgen.models.networks import matrix_layers
 from hf_latentgen.training.arguments import LatentTrainingArguments
 
 
@@ -26,8 +27,9 @@ def muon(model: PreTrainedModel, args: LatentTrainingArguments) -> torch.optim.O
     # It takes a second to import.
     from pytorch_optimizer import Muon
 
-    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    matrices = {id(layer.weight) for layer in layers}
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    # The last layer of a language model may share its weight with the embedding.
+    matrices = {id(layer.weight) for layer in matrix_layers(model).values()} - embeddings
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     rest = {
         "params": [parameter for parameter in trained if id(parameter) not in matrices],

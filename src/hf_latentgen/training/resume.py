@@ -34,14 +34,16 @@ def complete_checkpoints(output_dir: Path) -> list[Path]:
 
     `trainer_state.json` is the last file of a checkpoint that is written: where it is missing or cut off, so is more.
     """
-    states = [state for state in output_dir.glob("checkpoint-*/trainer_state.json") if _is_json(state)]
-    return sorted((state.parent for state in states), key=lambda folder: int(folder.name.split("-")[1]), reverse=True)
+    folders = {int(path.name[11:]): path for path in output_dir.glob("checkpoint-*") if path.name[11:].isdecimal()}
+    return [path for _, path in sorted(folders.items(), reverse=True) if _is_json(path / "trainer_state.json")]
 
 
 def last_good_checkpoint(output_dir: Path) -> Path | None:
-    """The newest complete checkpoint whose weights are all finite, or None."""
+    """The newest complete checkpoint whose weights, in one whole file, are all finite, or None."""
     for folder in complete_checkpoints(output_dir):
-        if all(weight.isfinite().all() for weight in load_file(folder / SAFE_WEIGHTS_NAME).values()):
+        if _is_whole_safetensors(folder / SAFE_WEIGHTS_NAME) and all(
+            weight.isfinite().all() for weight in load_file(folder / SAFE_WEIGHTS_NAME).values()
+        ):
             return folder
     return None
 
@@ -154,13 +156,13 @@ def _is_whole_safetensors(path: Path) -> bool:
     try:
         with safe_open(path, "pt"):
             return True
-    except SafetensorError:
+    except (SafetensorError, OSError):
         return False
 
 
 def _is_json(path: Path) -> bool:
     try:
         json.loads(path.read_text())
-    except ValueError:
+    except (ValueError, OSError):
         return False
     return True

@@ -105,6 +105,8 @@ class LatentTrainer(Trainer):
         for name, allowed in {"ema_decay": 0, "muon_learning_rate": None}.items():
             if (value := getattr(args, name)) and self.is_fsdp_enabled:
                 raise ValueError(f"{name} must be {allowed} under FSDP, whose weights are sharded, got {value}")
+        if args.muon_learning_rate is not None and (self.optimizer or self.optimizer_cls_and_kwargs):
+            raise ValueError(f"muon_learning_rate must be None beside another optimizer, got {args.muon_learning_rate}")
         self._average: EMAModel | None = None
         self._holds_average = False
         # What the loss of each batch of the next step is divided by, and the share in it of the current batch.
