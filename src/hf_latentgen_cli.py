@@ -98,6 +98,8 @@ def train(
             made, sentences = folder_recipe(recipe, words, checkpoint)
             print(*sentences, sep="\n", flush=True)
             output_dir = output_dir or str(Path("runs", Path(recipe).resolve().name))
+            if Path(output_dir).resolve().is_relative_to(Path(recipe).resolve()):
+                raise ValueError(f"output_dir must lie outside of the images in {recipe}, got {output_dir}")
         else:
             made = load_recipe(recipe, words)
         folder = train_recipe(made, output_dir, data_dir, checkpoint, resume)

@@ -88,6 +88,12 @@ def test_colours_are_lost_only_where_that_is_allowed(command, refused, here, che
     assert "dataset.allow_grey=true" in run["train_command"]
 
 
+def test_a_model_is_not_written_among_the_images_of_its_training(refused, photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    assert "output_dir must lie outside of the images in ., got runs/pictures" in refused("train .")
+    assert not (photos / "runs").exists()
+
+
 def test_smaller_images_are_said(command, photos, caplog):
     with caplog.at_level("WARNING"):
         command("train small.yaml dataset.name=pictures model.num_channels=3")

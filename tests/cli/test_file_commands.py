@@ -48,6 +48,30 @@ def test_files_are_scored_as_table_csv_and_json(command, vae, images):
     assert only["file"] == "a.png"
 
 
+def test_names_are_shown_as_they_are_however_long(command, vae, images, here):
+    odd = ["photo[copy].png", "a:warning:b.png", "x[/y].png", f"{'long' * 55}.png"]
+    for name in odd:
+        (here / "odd" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(here / "images" / "a.png", here / "odd" / name)
+    table = command(f"score odd --model {vae}")
+    assert all(name in table for name in odd)
+
+
+def test_documents_beside_images_are_passed_over(command, vae, images, here):
+    for name in ("notes.pdf", "data.h5"):
+        (here / "images" / name).write_bytes(b"no image")
+    assert [entry["file"] for entry in json.loads(command(f"score images --model {vae} --format json"))] == images
+
+
+@pytest.mark.parametrize("name", ["broken.avif", "broken.qoi", "broken.png"])
+@pytest.mark.parametrize("line", ["score {}", "compress {} -o a.hlg"])
+def test_broken_images_are_named(refused, vae, here, name, line):
+    content = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)).save(content, format=name[7:])
+    (here / name).write_bytes(content.getvalue()[: len(content.getvalue()) * 2 // 3])
+    assert name in refused(f"{line.format(name)} --model {vae}")
+
+
 def test_scores_are_those_of_the_model(command, vae, images):
     scores = json.loads(command(f"score images --model {vae} --format json --seed 4"))
     loaded = load(vae)

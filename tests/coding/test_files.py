@@ -117,11 +117,46 @@ def test_damaged_bytes_leave_nothing(text, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../a.png", "/a.png", "b/../../a.png", "C:a.png", "..\\a.png", "", "a\0.png"])
-def test_names_that_lead_out_of_the_folder_are_refused(grey, tmp_path, name):
+def test_names_that_lead_out_of_the_folder_are_refused(grey, tmp_path, name, monkeypatch):
+    with pytest.raises(ValueError, match="names must be those of files below a folder"):
+        compress_to(tmp_path / "a.hlg", grey.model, grey.processor, grey.data[:1], names=[name])
+    assert names(tmp_path) == []
+    # As somebody might write one.
+    monkeypatch.setattr("hf_latentgen.coding.compression.check_names", lambda _: None)
     compress_to(tmp_path / "a.hlg", grey.model, grey.processor, grey.data[:1], names=[name])
     with pytest.raises(CompressedFileError, match="names"):
         decompress_files(tmp_path / "a.hlg", tmp_path / "back", grey.model, grey.processor)
     assert names(tmp_path) == ["a.hlg"]
+
+
+@pytest.mark.parametrize("given", [["a.png", "a.png"], ["a.png", "a.png/b.png"], ["a/b/c.png", "a"]])
+def test_names_that_stand_in_each_others_way_are_refused(grey, tmp_path, given):
+    with pytest.raises(ValueError, match="names must differ from each other, and from the folders of others, got 'a"):
+        compress_to(tmp_path / "a.hlg", grey.model, grey.processor, grey.data[:2], names=given)
+    assert names(tmp_path) == []
+
+
+def test_places_that_cannot_be_written_are_named_before_anything_is_coded(grey, tmp_path, monkeypatch):
+    data = (grey.model, grey.processor, grey.data[:2])
+    compress_to(tmp_path / "a.hlg", *data)
+    (tmp_path / "000001.png").mkdir()
+    monkeypatch.setattr("hf_latentgen.coding.compression._write", None)
+    monkeypatch.setattr("hf_latentgen.coding.files.decompress_from", None)
+    with pytest.raises(IsADirectoryError, match="000001.png must be a file to write, got a folder"):
+        compress_to(tmp_path / "000001.png", *data, overwrite=True)
+    with pytest.raises(FileNotFoundError, match="missing must be a folder to write b.hlg into, found none"):
+        compress_to(tmp_path / "missing" / "b.hlg", *data)
+    with pytest.raises(NotADirectoryError, match="a.hlg must be a folder to write into, got a file"):
+        decompress_files(tmp_path / "a.hlg", tmp_path / "a.hlg", *data[:2])
+    with pytest.raises(IsADirectoryError, match="000001.png must be a file to write, got a folder"):
+        decompress_files(tmp_path / "a.hlg", tmp_path, *data[:2], overwrite=True)
+    assert names(tmp_path) == ["000001.png", "a.hlg"]
+
+
+def test_a_compressed_file_may_be_read_by_whom_any_new_file_may(grey, tmp_path):
+    compress_to(tmp_path / "a.hlg", grey.model, grey.processor, grey.data[:1])
+    (tmp_path / "other").touch()
+    assert (tmp_path / "a.hlg").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_existing_files_stay_unless_told_otherwise(grey, tmp_path):

@@ -42,6 +42,16 @@ def test_corrupt_gzip_file_is_named(tmp_path, content):
         read_idx(path, 3)
 
 
+def test_a_gzip_file_of_several_members_is_read_to_its_end(tmp_path, random_images):
+    content = idx_bytes(random_images)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(content[:300]) + gzip.compress(content[300:]) + b"\0" * 8)
+    assert np.array_equal(read_idx(path, 3), random_images)
+    path.write_bytes(gzip.compress(content) + b"no gzip")
+    with pytest.raises(ValueError, match="is corrupt: .* no gzip stream"):
+        read_idx(path, 3)
+
+
 def test_flipped_bit_in_a_gzip_file_is_noticed(tmp_path, random_images):
     path = tmp_path / "train-images-idx3-ubyte.gz"
     content = bytearray(gzip.compress(idx_bytes(random_images), compresslevel=0))

@@ -230,6 +230,8 @@ def test_bad_arguments_are_refused(model, levels, call, message):
         ([0, 4], r"labels must be in 0 \.\.\. 3, or -100 where unknown, got values from 0 to 4"),
         ([0, -1], r"labels must be in 0 \.\.\. 3, or -100 where unknown, got values from -1 to 0"),
         ([0], r"labels must have shape \[2\], got \[1\]"),
+        ([0.5, 1.0], "labels must be a tensor of whole numbers, got torch.float32"),
+        ([True, False], "labels must be a tensor of whole numbers, got torch.bool"),
     ],
 )
 def test_bad_parts_of_the_prior_are_refused(labels, message):

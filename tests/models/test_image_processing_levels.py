@@ -254,6 +254,8 @@ def test_without_resizing_other_sizes_are_refused(processor):
     [
         ({"num_levels": 1}, "num_levels must be an integer from 2 to 256, got 1"),
         ({"num_levels": 16.0}, "num_levels must be an integer from 2 to 256, got 16.0"),
+        ({"do_normalize": True}, "do_normalize must be false: .*, got True"),
+        ({"do_pad": True}, "do_pad must be false: .*, got True"),
         ({"num_channels": 2}, r"num_channels must be 1 \(greyscale\) or 3 \(RGB\), got 2"),
         ({"size": {"shortest_edge": 4}}, "size must name a positive height and width"),
         ({"size": {"height": 0, "width": 4}}, "size must name a positive height and width"),

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
@@ -68,6 +70,8 @@ def test_saved_denoiser_is_the_same(tmp_path):
         ({"hidden_size": 15}, "hidden_size must be an even number of at least 4, got 15"),
         ({"latents_mean": [0.0]}, "latents_mean must hold latent_dim=3 numbers, got 1"),
         ({"latents_std": [1.0] * 4}, "latents_std must hold latent_dim=3 numbers, got 4"),
+        ({"latents_std": [1.0, math.nan, 1.0]}, "latents_std must hold finite numbers, got"),
+        ({"latents_mean": [1.0, math.inf, 1.0]}, "latents_mean must hold finite numbers, got"),
         ({"latents_std": [1.0, 0.0, 1.0]}, "latents_std must be above 0, got 0.0"),
     ],
 )

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -84,6 +86,11 @@ def test_defaults_make_a_small_model_in_silence(capfd):
         ("attention_dropout", 1.0, r"in \[0, 1\)"),
         ("hidden_dropout", -0.1, r"in \[0, 1\)"),
         ("vocab_size", 0, "at least 1"),
+        ("rope_theta", 0, "above 0 and finite"),
+        ("rope_theta", math.inf, "above 0 and finite"),
+        ("rms_norm_eps", -1.0, "at least 0 and finite"),
+        ("span_ramp", math.inf, "at least 1 and finite"),
+        ("span_weight", math.nan, "above 0 and finite"),
     ],
 )
 def test_bad_fields_are_named(field, value, allowed):
@@ -218,6 +225,12 @@ def test_packed_documents_are_independent():
     packed = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
     apart = torch.cat([model(input_ids=tokens[:, :18]).logits, model(input_ids=tokens[:, 18:]).logits], 1)
     torch.testing.assert_close(packed, apart, atol=1e-5, rtol=1e-4)
+    # Where nothing is hidden, a mask says nothing.
+    whole = torch.ones_like(tokens)
+    masked = model(input_ids=tokens, position_ids=positions, attention_mask=whole, use_cache=False).logits
+    torch.testing.assert_close(masked, packed, atol=0, rtol=0)
+    with pytest.raises(ValueError, match="use_cache must be False where position_ids start again"):
+        model(input_ids=tokens, position_ids=positions)
 
 
 @torch.no_grad()

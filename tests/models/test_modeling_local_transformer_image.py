@@ -260,6 +260,7 @@ def test_bad_labels_are_named():
         ("num_levels", 257),
         ("window_rows", 0),
         ("context_radius", 0),
+        ("context_radius", TINY["image_size"] + 1),
     ],
 )
 def test_bad_fields_are_named(field, value):

@@ -205,3 +205,11 @@ def test_text_that_stands_for_no_bytes_is_refused(tokenizer):
 def test_unknown_error_handling_is_refused():
     with pytest.raises(ValueError, match="errors must be surrogateescape or replace, got 'ignore'"):
         ByteTokenizer(errors="ignore")
+
+
+@pytest.mark.parametrize("names", [{"pad_token": "A"}, {"pad_token": "<x>", "bos_token": "<x>"}])
+def test_special_tokens_have_names_of_their_own(names):
+    with pytest.raises(
+        ValueError, match="pad_token, bos_token and eos_token must be three names that no byte has, got"
+    ):
+        ByteTokenizer(**names)

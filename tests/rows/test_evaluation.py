@@ -192,6 +192,19 @@ def test_the_checkpoint_may_be_its_own_output(evaluation, checkpoint):
     load(checkpoint)
 
 
+def test_a_fuller_calibration_of_the_same_weights_is_kept(evaluation, checkpoint):
+    write_evaluation(evaluation, checkpoint, checkpoint)
+    kept = Calibration.read(checkpoint)
+    fuller = replace(kept, quantiles=kept.quantiles | {"likelihood_regret": [0.0] * len(kept.shares)})
+    for other in (fuller, replace(kept, dataset="photos")):
+        other.write(checkpoint)
+        write_evaluation(evaluation, checkpoint, checkpoint)
+        assert Calibration.read(checkpoint) == other
+    replace(fuller, weights_sha256="0" * 64).write(checkpoint)
+    write_evaluation(evaluation, checkpoint, checkpoint)
+    assert Calibration.read(checkpoint) == kept
+
+
 def test_pictures_of_the_training_are_kept(evaluation, checkpoint, tmp_path):
     (checkpoint / "samples").mkdir()
     evaluation.pictures["samples"].save(checkpoint / "samples" / "samples_epoch_000.png")

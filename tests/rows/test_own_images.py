@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_latentgen import VLAEConfig, VLAEModel
+from hf_latentgen import VAEConfig, VAEModel, VLAEConfig, VLAEModel
 from hf_latentgen.hub.loading import load
 from hf_latentgen.rows.own_images import folder_recipe, is_folder
-from hf_latentgen.rows.recipes import train_recipe
+from hf_latentgen.rows.recipes import load_recipe, train_recipe
 from rows_common import save_checkpoint
 
 NARROW = ["model.hidden_channels=[4,4,4]", "model.ladder_channels=[]", "training.max_steps=4"]
@@ -102,6 +102,45 @@ def test_folders_without_images_are_refused(folder):
         path.write_text("no image")
     with pytest.raises(ValueError, match="photos must hold images for training, got none that can be read"):
         folder_recipe("photos")
+
+
+@pytest.mark.parametrize("name", ["Photos #2", "a: b", "x${y}", "5", "[z]", 'say "no"', "it's", "${"])
+def test_a_folder_may_have_any_name(folder, name):
+    other = folder.rename(folder.with_name(name))
+    recipe, (data, *_) = folder_recipe(name, NARROW)
+    assert recipe.dataset["name"] == f"./{other.name}"
+    assert data.startswith(f"{name}: 50 coloured images of 20x12")
+    # As it is written into the command of the training.
+    again = load_recipe(recipe.path, recipe.overrides)
+    assert again.dataset == recipe.dataset
+
+
+def test_the_folder_that_one_is_in_has_its_name(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert folder_recipe(".", NARROW)[0].dataset["name"] == str(folder)
+    monkeypatch.chdir(folder / "train")
+    assert folder_recipe("..", NARROW)[0].dataset["name"] == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.max_steps=abc", "max_steps must be int, got 'abc'"),
+        ("training.max_steps=0", "max_steps must be above 0, got 0"),
+        ("training.eval_steps=0", "eval_steps must be above 0, got 0"),
+        ("training.per_device_train_batch_size=0", "per_device_train_batch_size must be above 0, got 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused_before_anything_is_timed(folder, override, message):
+    with pytest.raises(ValueError, match=message):
+        folder_recipe("photos", [*NARROW[:2], override])
+
+
+def test_a_start_of_another_family_is_refused(folder, tmp_path):
+    config = VAEConfig(image_size=8, hidden_channels=[4, 4, 4])
+    start = load(save_checkpoint(VAEModel(config), tmp_path / "vae"))
+    with pytest.raises(ValueError, match="the model type of .* must be 'latentgen_vlae'"):
+        folder_recipe("photos", [], start)
 
 
 def test_an_unknown_size_is_refused(folder):

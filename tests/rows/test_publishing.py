@@ -13,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hf_latentgen import LevelsImageProcessor, VAEConfig, VAEModel
+from hf_latentgen.evaluation.anomaly import Calibration
 from hf_latentgen.evaluation.results import Results
 from hf_latentgen.hub.files import has_weights, weights_sha256
 from hf_latentgen.rows.cards import Choices
@@ -58,9 +59,30 @@ def folder(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "row")
 
 
+def make_calibration(digest):
+    return Calibration(
+        dataset="digits",
+        num_images=2,
+        weights_sha256=digest,
+        background_sha256=None,
+        mean_bits_per_dim=1.0,
+        shares=[0.0, 1.0],
+        quantiles={"typicality": [0.0, 1.0]},
+    )
+
+
 def test_what_validation_images_score_is_published_with_the_weights(folder):
-    (folder / "calibration.json").write_text("{}")
+    make_calibration(weights_sha256(folder)).write(folder)
     assert prepare_upload(folder, REPO_ID).contents["calibration.json"] == folder / "calibration.json"
+
+
+def test_a_calibration_of_other_weights_or_none_is_refused(folder):
+    make_calibration("0" * 64).write(folder)
+    with pytest.raises(ValueError, match="weights_sha256 of .*calibration.json must be"):
+        prepare_upload(folder, REPO_ID)
+    (folder / "calibration.json").write_text("garbage")
+    with pytest.raises(ValueError, match="calibration.json"):
+        prepare_upload(folder, REPO_ID)
 
 
 @pytest.fixture

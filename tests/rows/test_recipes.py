@@ -241,6 +241,8 @@ def test_overrides_replace_values_and_keep_the_rest(tiny):
         ("model.model_type=bert", r"model.model_type must be one of \['latentgen_vae'.*, got 'bert'"),
         # The command names the folder.
         ("training.output_dir=elsewhere", "training.output_dir must be left out of a recipe"),
+        ("dataset.name=5", "dataset.name must be a text, in quotes if need be, got 5"),
+        ("dataset.streaming=maybe", "dataset.streaming must be true or false, got 'maybe'"),
         ("training=3", "training in .* must be a dict, got 3"),
         ("reference=3", "reference in .* must be a list, got 3"),
         ("seed=3", "unknown key seed; the nearest valid key is"),

@@ -74,6 +74,17 @@ def make_prior(make_model, digits, processor, tmp_path):
     return make
 
 
+def test_parts_that_do_not_fit_are_refused_before_the_training(make_prior):
+    trainer = make_prior()
+    given = {"autoencoder": trainer.autoencoder, "train_dataset": trainer.train_dataset}
+    with pytest.raises(
+        ValueError, match="processing_class must be the image processor of the autoencoder, got NoneType"
+    ):
+        PriorTrainer(trainer.model, trainer.args, **given)
+    with pytest.raises(ValueError, match="denoiser must be one of the 3 latents"):
+        PriorTrainer(LatentDenoiser(2), trainer.args, processing_class=trainer.processing_class, **given)
+
+
 def test_training_lowers_the_error_and_leaves_the_autoencoder_alone(make_prior):
     trainer = make_prior(num_train_epochs=60, ema_decay=0.9)
     # Latents far from a standard normal: two points.

@@ -75,6 +75,24 @@ def test_training_lowers_the_score_and_logs_it(make_likelihood):
     assert first["loss"] * factor == pytest.approx(scores[0], rel=0.03)
 
 
+def test_a_batch_that_predicts_no_byte_leaves_a_score(tmp_path):
+    torch.manual_seed(0)
+    data = TokenBlocksDataset(Dataset.from_dict({"text": ["abcdefg"]}), 8)
+    assert count_bytes(data.gather([1])["labels"]).sum() == 0
+    trainer = LikelihoodTrainer(
+        LocalTransformerForCausalLM(LocalTransformerConfig(window=8, **SIZES)),
+        LatentTrainingArguments(
+            str(tmp_path), per_device_train_batch_size=1, max_steps=4, logging_steps=2, save_strategy="no"
+        ),
+        train_dataset=data,
+        processing_class=ByteTokenizer(),
+    )
+    trainer.train()
+    scores = [entry["bits_per_byte"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(scores) == 2
+    assert all(map(math.isfinite, scores))
+
+
 @torch.no_grad()
 def test_evaluation_is_all_nats_over_all_dimensions_or_bytes(make_likelihood):
     trainer = make_likelihood()

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from hf_latentgen.coding.arithmetic import build, config_digest, entropy_coder, fixed_arithmetic, frozen, weights_sha256
 from hf_latentgen.coding.codecs import Codec, codec_for
-from hf_latentgen.coding.container import CompressedFileError, Header, Info, Writer, checksum, read_info
+from hf_latentgen.coding.container import CompressedFileError, Header, Info, Writer, check_names, checksum, read_info
 from hf_latentgen.models.configuration_latentgen import check_processor
 from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 from hf_latentgen.models.modeling_latentgen import LatentGenModel, check_levels
@@ -100,16 +100,26 @@ def compress_to(
 
     Raises:
         FileExistsError: there is such a file, and `overwrite` is False.
+        FileNotFoundError: there is no folder to write it into.
+        IsADirectoryError: it is a folder.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} must be a file to write, got a folder")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; it is replaced with overwrite=True (--force)")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} must be a folder to write {path.name} into, found none")
     with ExitStack() as stack:
         # Beside the file, because a rename within a folder is one step.
         file = cast(BinaryIO, tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False))  # noqa: SIM115
         stack.callback(Path(file.name).unlink, missing_ok=True)
         with file:
             _write(file, model, processor, data, names, adapt, verify)
+        # A temporary file is its owner's alone; this one may be read by whom any new file may.
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(file.name).chmod(0o666 & ~mask)
         Path(file.name).replace(path)
     with path.open("rb") as written:
         return read_info(written)
@@ -182,6 +192,7 @@ def _write(
     adapt: bool,
     verify: bool,
 ) -> None:
+    check_names(names)
     twin = frozen(model)
     codec = codec_for(twin, adapt)
     # A model that learns is in another state once it has encoded.
@@ -284,7 +295,7 @@ def _shape(model: LatentGenModel) -> tuple[int, int, int]:
 def _name_of(model: LatentGenModel) -> str:
     """The name on the Hub, or of the folder without the path to it, which is nobody's business."""
     name = str(model.config._name_or_path)
-    return Path(name).name if Path(name).exists() else name
+    return Path(name).resolve().name if Path(name).exists() else name
 
 
 def _chunks_of_bytes(data: bytes | BinaryIO, size: int) -> Iterator[np.ndarray]:

@@ -11,8 +11,10 @@ import json
 import math
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -37,6 +39,21 @@ _ENTRY = np.dtype([("length", "<u4"), ("payload", "<u4"), ("data", "<u4")])
 
 class CompressedFileError(ValueError):
     """A compressed file is damaged, foreign, or was written by another model or build than the one that reads it."""
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise `ValueError` unless each name can be that of a file below a folder, on every system, beside the others."""
+    for name in names:
+        path = PurePosixPath(name)
+        if path.is_absolute() or not path.name or ".." in path.parts or set("\\:\0") & set(name):
+            raise ValueError(f"names must be those of files below a folder, without \\ and :, got {name!r}")
+    known, twice = (
+        Counter(map(PurePosixPath, names)),
+        "names must differ from each other, and from the folders of others",
+    )
+    for path, number in known.items():
+        if number > 1 or any(parent in known for parent in path.parents):
+            raise ValueError(f"{twice}, got {str(path)!r}")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections import Counter
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from PIL import Image
 from transformers.utils import logging
 
 from hf_latentgen.coding.compression import compress_to, decompress_from, exact_levels
-from hf_latentgen.coding.container import CompressedFileError, Info, read_info
+from hf_latentgen.coding.container import CompressedFileError, Info, check_names, read_info
+from hf_latentgen.data.levels import BROKEN
 from hf_latentgen.evaluation.files import list_files
 from hf_latentgen.models.modeling_latentgen import LatentGenModel
 
@@ -75,6 +76,8 @@ def decompress_files(
 
     Raises:
         FileExistsError: a file of that name exists, and `overwrite` is False.
+        NotADirectoryError: the folder is a file.
+        IsADirectoryError: a folder has the name of a file.
         CompressedFileError: bytes of a text are damaged, a name leads out of the folder, and as in `decompress`.
     """
     source, folder = Path(source), Path(folder)
@@ -82,6 +85,10 @@ def decompress_files(
     with source.open("rb") as file:
         info = read_info(file)
         targets = _targets(info, source, folder)
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(f"{folder} must be a folder to write into, got a file")
+        if folders := [target for target in targets if target.is_dir()]:
+            raise IsADirectoryError(f"{folders[0]} must be a file to write, got a folder")
         existing = [target for target in targets if target.exists()]
         if existing and not overwrite:
             raise FileExistsError(f"{existing[0]} exists; it is replaced with overwrite=True (--force)")
@@ -117,16 +124,16 @@ def decompress_files(
 
 
 def _targets(info: Info, source: Path, folder: Path) -> list[Path]:
-    """Where each image, or the bytes, go. Raises: CompressedFileError for a name that leads out of the folder."""
+    """Where each image, or the bytes, go. Raises: CompressedFileError for names that cannot be those of files."""
     names = list(info.names)
     if not names and info.header.shape:
         names = [f"{index:06d}.png" for index in range(info.count)]
     elif not names:
         names = [source.stem]
-    for name in names:
-        path = PurePosixPath(name)
-        if path.is_absolute() or not path.name or ".." in path.parts or set("\\:\0") & set(name):
-            raise CompressedFileError(f"names must be those of files below a folder, got {name!r}")
+    try:
+        check_names(names)
+    except ValueError as error:
+        raise CompressedFileError(str(error)) from error
     return [folder / name for name in names]
 
 
@@ -138,7 +145,7 @@ def _read(file: Path, processor: Any) -> np.ndarray:
                 raise ValueError("it has more than one frame, of which the first alone would come back")
             # A value of one bit is 0 or 255.
             return exact_levels(image.convert("L") if image.mode == "1" else image, processor)[0]
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         raise ValueError(f"{file} cannot be compressed: {error}") from error
 
 

@@ -9,12 +9,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
 import pyarrow.dataset
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDatasetDict, NamedSplit, load_dataset
 from transformers.utils import logging
 
-from hf_latentgen.data.sources import SPLIT_ALIASES, SPLITS, split_name
+from hf_latentgen.data.sources import SPLIT_ALIASES, SPLITS, image_suffixes, split_name
 
 # Names that are used for splits elsewhere, and would pass for classes here.
 NO_SPLITS = {"eval", "evaluation", "holdout", "testing", "training", "tst"}
@@ -30,7 +29,7 @@ def load_folder(folder: Path, files: list[Path], streaming: bool) -> DatasetDict
     Raises: ValueError when a folder beside the splits is none, or looks like a split where there are no others, or
         parquet files lie in several folders that are no splits.
     """
-    images = [path for path in files if path.suffix.lower() in _image_suffixes()]
+    images = [path for path in files if path.suffix.lower() in image_suffixes()]
     tables = [path for path in files if path.suffix.lower() == ".parquet" and path.stem != "metadata"]
     used = images if len(images) > len(tables) else tables
     if not used:
@@ -61,16 +60,6 @@ def describe(files: list[Path]) -> str:
     names = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items())) or "nothing"
     shown = ", ".join(folders[:10]) + ", ..." * (len(folders) > 10)
     return f"{names} in {shown}" if folders else names
-
-
-def _image_suffixes() -> set[str]:
-    """Endings of the files that Pillow reads as images, rather than as documents or containers of data."""
-    formats = PIL.Image.registered_extensions()
-    return {
-        suffix
-        for suffix, name in formats.items()
-        if name in PIL.Image.OPEN and PIL.Image.MIME.get(name, "").startswith("image/")
-    }
 
 
 def _by_split(folder: Path, paths: list[Path], is_table: bool) -> dict[str, list[Path]]:

@@ -206,11 +206,16 @@ def _read_bytes(path: Path) -> tuple[bytes, bool]:
     content = path.read_bytes()
     if path.suffix != ".gz":
         return content, True
-    decompressor = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-    try:
-        return decompressor.decompress(content), decompressor.eof
-    except zlib.error as error:
-        raise ValueError(f"{path} is corrupt: its {len(content)} bytes are no gzip stream ({error}).") from error
+    parts, rest, is_complete = [], content, False
+    # An archive may be several in a row, and end with zeros.
+    while rest.strip(b"\0") or not parts:
+        decompressor = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+        try:
+            parts.append(decompressor.decompress(rest))
+        except zlib.error as error:
+            raise ValueError(f"{path} is corrupt: its {len(content)} bytes are no gzip stream ({error}).") from error
+        rest, is_complete = decompressor.unused_data, decompressor.eof
+    return b"".join(parts), is_complete
 
 
 def _load_digits(split: str) -> Dataset:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import cast
 
+import PIL.Image
 from datasets import DatasetDict, IterableDatasetDict, load_dataset
 from datasets.packaged_modules.cache.cache import Cache
 from datasets.utils.file_utils import xopen
@@ -21,6 +22,16 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 def split_name(name: str) -> str:
     """The one of `SPLITS` that a name stands for, in any case and under any alias; another name in small letters."""
     return SPLIT_ALIASES.get(name.lower(), name.lower())
+
+
+def image_suffixes() -> set[str]:
+    """Endings of the files that Pillow reads as images, rather than as documents or containers of data."""
+    formats = PIL.Image.registered_extensions()
+    return {
+        suffix
+        for suffix, name in formats.items()
+        if name in PIL.Image.OPEN and PIL.Image.MIME.get(name, "").startswith("image/")
+    }
 
 
 def walk_files(folder: Path) -> list[Path]:

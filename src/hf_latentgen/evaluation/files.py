@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from hf_latentgen.data.sources import walk_files
+from hf_latentgen.data.levels import BROKEN
+from hf_latentgen.data.sources import image_suffixes, walk_files
 from hf_latentgen.evaluation.anomaly import image_bits
 from hf_latentgen.evaluation.text import full_context, text_scores
 from hf_latentgen.models.modeling_latentgen import LatentGenModel
@@ -60,7 +61,7 @@ def list_files(path: Path, images: bool) -> list[Path]:
     """
     if path.is_file():
         return [path]
-    kind, endings = ("images", Image.registered_extensions()) if images else ("files", {})
+    kind, endings = ("images", image_suffixes()) if images else ("files", set())
     files = [path / name for name in walk_files(path)] if path.is_dir() else []
     found = [file for file in files if (file.suffix.lower() in endings if images else file.stat().st_size)]
     if not found:
@@ -73,5 +74,5 @@ def _read(file: Path, processor: Any) -> torch.Tensor:
     try:
         with Image.open(file) as image:
             return processor(image, return_tensors="pt")["pixel_values"]
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         raise ValueError(f"{file} must be an image that can be read: {error}") from error

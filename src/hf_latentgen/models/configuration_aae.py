@@ -137,6 +137,7 @@ class AAEConfig(ImageAutoencoderConfig):
             require(self.num_clusters >= 2, "num_clusters", self.num_clusters, "at least 2, or None")
         names = self.cluster_labels
         if names is not None:
+            require(self.num_clusters is not None, "cluster_labels", names, "None without num_clusters")
             allowed = f"{self.num_clusters} classes in 0 ... {self.num_classes - 1}, one for each of num_clusters"
             fits = len(names) == self.num_clusters and all(0 <= name < self.num_classes for name in names)
             require(fits, "cluster_labels", names, allowed)

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf-latentgen authors. Apache-2.0.
 """Configuration of the local-attention transformer."""
 
+from math import inf
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -160,6 +161,9 @@ class LocalTransformerConfig(LatentGenConfig):
         require(fits, "layer_types", types, f"{self.num_hidden_layers} of {LAYER_TYPES}, one for each layer")
         most = self.max_position_embeddings
         require(most is None or most >= 1, "max_position_embeddings", most, "at least 1, or None")
+        require(0 < self.rope_theta < inf, "rope_theta", self.rope_theta, "above 0 and finite")
+        for field, value in (("rms_norm_eps", self.rms_norm_eps), ("initializer_range", self.initializer_range)):
+            require(0 <= value < inf, field, value, "at least 0 and finite")
         for field, share in (("attention_dropout", self.attention_dropout), ("hidden_dropout", self.hidden_dropout)):
             require(0 <= share < 1, field, share, "in [0, 1)")
 
@@ -169,8 +173,8 @@ class LocalTransformerConfig(LatentGenConfig):
         require(span in ATTENTION_SPANS, "attention_span", span, f"one of {ATTENTION_SPANS}")
         learns = span == "fixed" or "sliding_attention" in self.kinds
         require(learns, "attention_span", span, "'fixed' without a sliding layer")
-        require(self.span_ramp >= 1, "span_ramp", self.span_ramp, "at least 1")
-        require(self.span_weight > 0, "span_weight", self.span_weight, "above 0")
+        require(1 <= self.span_ramp < inf, "span_ramp", self.span_ramp, "at least 1 and finite")
+        require(0 < self.span_weight < inf, "span_weight", self.span_weight, "above 0 and finite")
         require(span != "adaptive" or given is None, "layer_windows", given, "None where attention_span is 'adaptive'")
         require(
             span != "trimmed" or given is not None, "layer_windows", given, "given where attention_span is 'trimmed'"

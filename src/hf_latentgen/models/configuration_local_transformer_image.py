@@ -93,7 +93,8 @@ class LocalTransformerImageConfig(LocalTransformerConfig):
         require(2 <= self.num_levels <= 256, "num_levels", self.num_levels, "2 to 256")
         check_pixel_likelihood(self.pixel_likelihood, self.num_mixtures, self.num_levels)
         require(self.window_rows >= 1, "window_rows", self.window_rows, "at least 1")
-        require(self.context_radius >= 1, "context_radius", self.context_radius, "at least 1")
+        radius, most = self.context_radius, self.image_size
+        require(1 <= radius <= most, "context_radius", radius, f"1 to image_size={most}")
         self.validate_model_type()
         for field, value in self._derived.items():
             # A trimmed model has the widest window of its layers.

@@ -111,6 +111,9 @@ class LevelsImageProcessor(PilBackend):
             raise ValueError(f"num_channels must be 1 (greyscale) or 3 (RGB), got {self.num_channels!r}.")
         if not self.size.height or not self.size.width:
             raise ValueError(f"size must name a positive height and width, got {dict(self.size)}.")
+        for name in ("do_rescale", "do_normalize", "do_center_crop", "do_pad"):
+            if getattr(self, name, None):
+                raise ValueError(f"{name} must be false: what comes back are levels of whole images, got True.")
         _colour(self.background)
 
     @classmethod

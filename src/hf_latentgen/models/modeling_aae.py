@@ -344,6 +344,9 @@ class AAEModel(ImageAutoencoderModel):
             if required and self.config.labelled_prior:
                 raise ValueError("labels must be given to a model with labelled_prior (-100 where unknown), got None")
             return
+        if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
+            given = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+            raise ValueError(f"labels must be a tensor of whole numbers, got {given}")
         if tuple(labels.shape) != (batch_size,):
             raise ValueError(f"labels must have shape [{batch_size}], got {list(labels.shape)}")
         if not torch.compiler.is_compiling():

@@ -157,10 +157,16 @@ class AAEForImageClassification(AAEModel):
         check_at_least("num_images", num_images, 1)
         like = torch.empty(0, device=self.device)
         if labels is not None:
-            wrong = tuple(labels.shape) != (num_images,) or ((labels < 0) | (labels >= self.num_codes)).any()
+            is_whole = isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dtype != torch.bool
+            wrong = (
+                not is_whole
+                or tuple(labels.shape) != (num_images,)
+                or ((labels < 0) | (labels >= self.num_codes)).any()
+            )
             if wrong:
                 allowed = f"{num_images} class codes in 0 ... {self.num_codes - 1}"
-                raise ValueError(f"labels must be {allowed}, got {labels.tolist()}")
+                given = labels.tolist() if isinstance(labels, Tensor) else labels
+                raise ValueError(f"labels must be {allowed}, got {given}")
         classes = self.class_prior.sample(num_images, like, generator, labels)
         styles = self.prior.sample(num_images, like, generator)
         return self.decode(torch.cat([classes, styles], 1)).draw(output, generator)

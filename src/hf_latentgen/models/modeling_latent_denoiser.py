@@ -1,6 +1,7 @@
 # Copyright 2026 The hf-latentgen authors. Apache-2.0.
 """The denoiser of a latent diffusion prior: a residual MLP over latent vectors."""
 
+import math
 from dataclasses import dataclass
 
 from diffusers import ConfigMixin, ModelMixin
@@ -77,6 +78,8 @@ class LatentDenoiser(ModelMixin, ConfigMixin):
         for name, values in (("latents_mean", latents_mean), ("latents_std", latents_std)):
             if values is not None and len(values) != latent_dim:
                 raise ValueError(f"{name} must hold latent_dim={latent_dim} numbers, got {len(values)}")
+            if values is not None and not all(map(math.isfinite, values)):
+                raise ValueError(f"{name} must hold finite numbers, got {values}")
         if latents_std is not None and min(latents_std) <= 0:
             raise ValueError(f"latents_std must be above 0, got {min(latents_std)}")
         self.time = Timesteps(hidden_size, flip_sin_to_cos=True, downscale_freq_shift=0)

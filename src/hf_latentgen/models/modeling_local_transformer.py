@@ -273,14 +273,15 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
         Args:
             input_ids: ids in `0 ... vocab_size - 1`. [B, N].
             attention_mask: 0 where there is padding, on either side; a cache's positions first. [B, K].
-            position_ids: positions, which start again at 0 where a packed document begins. [B, N].
+            position_ids: positions, which start again at 0 where a packed document begins, without a cache. [B, N].
             past_key_values: cache of the positions before.
             inputs_embeds: embeddings instead of ids. [B, N, hidden_size].
             use_cache: return the cache.
             kwargs: for the attention implementation.
 
         Raises:
-            ValueError: ids out of range, a sequence that is too long, or not exactly one input.
+            ValueError: ids out of range, a sequence that is too long, a mask of another length, packed documents beside
+                a cache, or not exactly one input.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -288,6 +289,13 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
             self._check_ids(input_ids)
             inputs_embeds = self.embed_tokens(input_ids)
         inputs_embeds = cast(Tensor, inputs_embeds)
+        if self._is_packed(attention_mask, position_ids):
+            if use_cache or past_key_values is not None:
+                raise ValueError(
+                    "use_cache must be False where position_ids start again, as packed documents do, got True"
+                )
+            # transformers tells documents apart only without one.
+            attention_mask = None
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         needs_no_mask = self.config.has_spans and self._hides_nothing(attention_mask, position_ids)
@@ -338,6 +346,13 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
             return False
         is_whole = attention_mask is None or (attention_mask.ndim == 2 and bool(attention_mask.all()))
         return is_whole and (position_ids is None or bool((position_ids.diff() == 1).all()))
+
+    def _is_packed(self, attention_mask: Tensor | dict | None, position_ids: Tensor | None) -> bool:
+        """Whether documents stand one after the other, and not padding before them, where positions jump back too."""
+        if position_ids is None or torch.compiler.is_compiling() or isinstance(attention_mask, dict):
+            return False
+        is_whole = attention_mask is None or (attention_mask.ndim == 2 and bool(attention_mask.all()))
+        return is_whole and bool((position_ids.diff() < 0).any())
 
     def _check_ids(self, input_ids: Tensor) -> None:
         # A compiled graph cannot stop on a value.

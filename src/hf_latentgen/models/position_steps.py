@@ -87,7 +87,7 @@ class LayerSteps:
         self.eps = torch.full((1, 1), self.layer.input_layernorm.eps).to(self.gate_up)
         self.output, self.down = attention.o_proj(units).to(dtype), mlp.down_proj(inner).to(dtype)
         bias = None if attention.span is None else attention.span.bias(self.window)
-        self.bias = None if bias is None else bias.to(dtype)
+        self.bias = None if bias is None else bias.to(self.query_key_value)
         # By the places of a ring, wherever it begins.
         self.bias_of_places = None if self.bias is None else self.bias.flip(1).repeat(1, 2)
 

@@ -72,6 +72,9 @@ class ByteTokenizer(PreTrainedTokenizer):
     ):
         if errors not in ("surrogateescape", "replace"):
             raise ValueError(f"errors must be surrogateescape or replace, got {errors!r}.")
+        names = [str(token) for token in (pad_token, bos_token, eos_token)]
+        if len(set(names)) < len(names) or not BYTE_IDS.keys().isdisjoint(names):
+            raise ValueError(f"pad_token, bos_token and eos_token must be three names that no byte has, got {names}.")
         self.errors = errors
         special = zip((PAD_TOKEN_ID, BOS_TOKEN_ID, EOS_TOKEN_ID), (pad_token, bos_token, eos_token), strict=True)
         self._added_tokens_decoder = {index: _special_token(token) for index, token in special}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hf_latentgen.evaluation.metrics import STANDARD_ERROR, best_baseline, describe_metric, headline, show
 from hf_latentgen.evaluation.provenance import RECORD
@@ -39,9 +40,10 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], file_f
     else:
         table = Table(*headers, box=None, show_header=any(headers), pad_edge=False)
         for row in rows:
-            table.add_row(*map(_shown, row))
+            # A text as it is: brackets in the name of a file are no markup.
+            table.add_row(*(Text(_shown(cell), overflow="fold") for cell in row))
         # A file or another program takes lines of any length.
-        Console(width=None if sys.stdout.isatty() else 200).print(table)
+        Console(width=None if sys.stdout.isatty() else 10_000).print(table)
 
 
 def _shown(cell: object) -> str:

@@ -284,7 +284,8 @@ def with_repeats(results: Results, repeats: Sequence[Results]) -> Results:
 def write_evaluation(evaluation: Evaluation, checkpoint: Path, folder: Path) -> Path:
     """Write `results.json`, pictures in `images/`, and copies of the files of the model to a folder, all or nothing.
 
-    Weights that were read in bfloat16 take half of the space: no score changes by it, and as config.json says they load
+    A calibration of these weights that knows another method, or other data, is kept. Weights that were read in bfloat16
+    take half of the space: no score changes by it, and as config.json says they load
     as before, in float32.
 
     Args:
@@ -322,7 +323,7 @@ def write_evaluation(evaluation: Evaluation, checkpoint: Path, folder: Path) -> 
                 results = replace(results, weights_sha256=digest)
                 calibration = calibration and replace(calibration, weights_sha256=digest)
         results.write(staging)
-        if calibration is not None:
+        if calibration is not None and not _is_fuller(folder, calibration):
             calibration.write(staging)
         # The results come last: where they are, all is.
         for path in sorted(staging.iterdir(), key=lambda path: path.name == FILE):
@@ -332,6 +333,16 @@ def write_evaluation(evaluation: Evaluation, checkpoint: Path, folder: Path) -> 
     finally:
         shutil.rmtree(staging)
     return folder
+
+
+def _is_fuller(folder: Path, calibration: Calibration) -> bool:
+    """Whether a folder holds a calibration of the same weights with a method, or with data, that this one lacks."""
+    try:
+        kept = Calibration.read(folder)
+    except (OSError, ValueError):
+        return False
+    is_same = kept.weights_sha256 == calibration.weights_sha256
+    return is_same and (kept.dataset != calibration.dataset or bool(kept.quantiles.keys() - calibration.quantiles))
 
 
 def _halve(path: Path, names: Sequence[str]) -> None:

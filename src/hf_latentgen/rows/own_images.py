@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import time
 from pathlib import Path
 from typing import cast
@@ -15,7 +16,7 @@ from hf_latentgen.data.looks import Looks, look_at
 from hf_latentgen.hub.loading import Checkpoint, new_model
 from hf_latentgen.models.modeling_latentgen import LatentGenModel
 from hf_latentgen.rows.cards import duration
-from hf_latentgen.rows.recipes import Recipe, load_recipe, recipe_files
+from hf_latentgen.rows.recipes import Recipe, check_start, load_recipe, recipe_files
 
 RECIPE = "own_images"
 # Steps that are timed, after one that warms up.
@@ -43,24 +44,38 @@ def folder_recipe(
         checkpoint: the model to start from, whose fields are kept.
 
     Raises:
-        ValueError: no image can be read, a split is missing, or as in [`load_recipe`].
+        ValueError: no image can be read, a split is missing, a setting is out of range, the checkpoint is of another
+            family, or as in [`load_recipe`].
     """
     words = list(overrides or [])
     # The name of a folder may be that of a data set, as that of the photos is.
+    if Path(folder).name in ("", ".."):
+        folder = str(Path(folder).resolve())
     folder = folder if "/" in folder else f"./{folder}"
     training = cast(Dataset, load_images(folder, "train"))
     looks = look_at(training)
     if looks is None:
         raise ValueError(f"{folder} must hold images for training, got none that can be read")
-    chosen: dict[str, object] = {"dataset.name": folder}
+    chosen: dict[str, object] = {"dataset.name": folder if re.fullmatch(r"[\w./-]+", folder) else _quoted(folder)}
     if checkpoint is None:
         largest = load_recipe(RECIPE, [word for word in words if word.startswith("size=")]).model["image_size"]
         chosen["model.image_size"] = min(largest, looks.width, looks.height)
         chosen["model.num_channels"] = 3 if looks.has_colours else 1
     given = {word.split("=")[0] for word in words}
     recipe = load_recipe(RECIPE, [f"{key}={value}" for key, value in chosen.items() if key not in given] + words)
+    if checkpoint:
+        check_start(recipe, checkpoint)
+    recipe.family.arguments(output_dir="", **recipe.training)
+    for name in ("max_steps", "per_device_train_batch_size", "eval_steps"):
+        if not recipe.training[name] > 0:
+            raise ValueError(f"{name} must be above 0, got {recipe.training[name]}")
     model = copy.deepcopy(checkpoint.model) if checkpoint else new_model(AutoConfig.for_model(**recipe.model))
     return recipe, _sentences(recipe, model, looks, len(training))
+
+
+def _quoted(text: str) -> str:
+    """A text as YAML and OmegaConf read it: whatever it holds stands for itself."""
+    return "'" + text.replace("'", "''").replace("${", r"\${") + "'"
 
 
 def _sentences(recipe: Recipe, model: LatentGenModel, looks: Looks, num_images: int) -> list[str]:

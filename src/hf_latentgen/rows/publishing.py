@@ -5,11 +5,12 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
 
+from hf_latentgen.evaluation.anomaly import Calibration
 from hf_latentgen.evaluation.results import Results
 from hf_latentgen.families import FAMILIES
 from hf_latentgen.families.family import Family
 from hf_latentgen.hub.code import content_tag, model_code, pipeline_code
-from hf_latentgen.hub.files import INDEX, model_files, weights_sha256
+from hf_latentgen.hub.files import CALIBRATION, INDEX, model_files, weights_sha256
 from hf_latentgen.hub.loading import Checkpoint, load
 from hf_latentgen.hub.pipelines import LatentGenPipeline
 from hf_latentgen.hub.publishing import Upload
@@ -39,7 +40,7 @@ def prepare_upload(
     Raises:
         FileNotFoundError: the folder, the weights, a configuration or results.json is missing.
         ValueError: bad `repo_id`, no licence, weights that do not load or are not those that were
-            measured, or an incomplete card.
+            measured, a calibration of others, or an incomplete card.
     """
     folder = Path(folder)
     validate_repo_id(repo_id)
@@ -53,6 +54,8 @@ def prepare_upload(
             "Hub has for it, such as apache-2.0, mit, cc-by-4.0 or other"
         )
     loaded = _load_measured(folder, results)
+    if CALIBRATION in contents:
+        Calibration.read(folder)
     if with_code:
         is_pipeline = (folder / INDEX).is_file()
         contents |= pipeline_code(LatentGenPipeline(*loaded.parts)) if is_pipeline else model_code(*loaded.parts[:2])

@@ -107,7 +107,7 @@ def load_recipe(
         base, words = OmegaConf.load(path), OmegaConf.from_dotlist(overrides or [])
         merged = OmegaConf.merge(base, _of_size(base, words), words)
         given = cast(dict, OmegaConf.to_container(merged, resolve=True))
-    except (YAMLError, OmegaConfBaseException, OSError, TypeError) as error:
+    except (YAMLError, OmegaConfBaseException, OSError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} with {overrides or 'no overrides'} is no mapping of sections: {error}") from error
     if given.pop("sizes", None):
         del given["size"]
@@ -136,6 +136,10 @@ def load_recipe(
     arguments = [own.name for own in fields(family.arguments)]
     for section, keys in (("model", known), ("dataset", family.dataset_keys), ("training", arguments)):
         _check_keys(f"{section}.", sections[section], keys)
+    for key, kind in {"name": str, "streaming": bool, "skip_broken": bool, "allow_grey": bool}.items():
+        if not isinstance(value := sections["dataset"].get(key, kind()), kind):
+            allowed = "a text, in quotes if need be" if kind is str else "true or false"
+            raise ValueError(f"dataset.{key} must be {allowed}, got {value!r}")
     return Recipe(path, list(overrides or []), **sections, family=family)
 
 
@@ -182,7 +186,7 @@ def train_recipe(
     if not resume and last_checkpoint is not None:
         raise ValueError(f"{output_dir} holds {last_checkpoint.name} already: resume it, or name another output folder")
     if checkpoint is not None:
-        _check_start(recipe, checkpoint)
+        check_start(recipe, checkpoint)
     arguments = recipe.family.arguments(output_dir=str(output_dir), **recipe.training)
     if resume and last_checkpoint is not None:
         # The trainer asks as well; here it costs no data.
@@ -266,7 +270,7 @@ def _inside(name: str, folder: str) -> str:
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
 
 
-def _check_start(recipe: Recipe, checkpoint: Checkpoint) -> None:
+def check_start(recipe: Recipe, checkpoint: Checkpoint) -> None:
     """Raise `ValueError` unless a training can start from a checkpoint."""
     overridden = [override for override in recipe.overrides if override.startswith("model.")]
     if overridden:

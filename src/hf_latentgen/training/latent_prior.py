@@ -48,7 +48,9 @@ class PriorTrainer(LatentTrainer):
     Logged beside `loss`: `velocity_mse`, for an evaluation with the prefix `eval_`.
 
     Args, besides those of [`LatentTrainer`]:
-        autoencoder: the model whose latents are learned.
+        autoencoder: the model whose latents are learned; its image processor is the `processing_class`.
+
+    Raises: ValueError when they and the denoiser do not fit each other.
 
     Source: Ho et al. (2020), algorithm 1; Salimans & Ho (2022), appendix D.
     """
@@ -73,6 +75,11 @@ class PriorTrainer(LatentTrainer):
         self.scheduler = DDPMScheduler(
             beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False
         )
+        if not isinstance(self.processing_class, LevelsImageProcessor):
+            given = type(self.processing_class).__name__
+            raise ValueError(f"processing_class must be the image processor of the autoencoder, got {given}")
+        # Parts that do not fit are found now, not when they are saved.
+        self.pipeline()
 
     @property
     def drawing_model(self) -> LatentGenModel:

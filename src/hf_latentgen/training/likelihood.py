@@ -35,7 +35,8 @@ class LikelihoodTrainer(LatentTrainer):
         """The objective, in bits per dimension or nats per id, and the model's output when asked for. Scalar."""
         outputs = self._outputs(model, inputs)
         nats, sizes = (part.sum() for part in self._nats_and_sizes(outputs, inputs))
-        self.record(weight=sizes, **{self.score: nats / sizes / math.log(2)})
+        # Not as a mean: a batch may predict nothing but the end of a text, which is no byte.
+        self._parts[self.score].append(torch.stack([nats.float() / math.log(2), sizes.float()]))
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def num_terms(self, inputs: dict[str, torch.Tensor]) -> int | torch.Tensor:
