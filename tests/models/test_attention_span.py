@@ -290,8 +290,8 @@ def test_spans_shrink_under_the_penalty_and_grow_where_the_task_needs_distance()
     [
         ({"attention_span": "learned"}, "attention_span must be one of .*, got 'learned'"),
         ({"layer_types": ["full_attention"] * 2}, "attention_span must be 'fixed' without a sliding layer, got 'adap"),
-        ({"span_ramp": 0}, "span_ramp must be at least 1, got 0"),
-        ({"span_weight": 0.0}, "span_weight must be above 0, got 0.0"),
+        ({"span_ramp": 0}, "span_ramp must be at least 1 and finite, got 0"),
+        ({"span_weight": 0.0}, "span_weight must be above 0 and finite, got 0.0"),
         ({"layer_windows": [8, 8]}, r"layer_windows must be None where attention_span is 'adaptive', got \[8, 8\]"),
         ({"attention_span": "trimmed"}, "layer_windows must be given where attention_span is 'trimmed', got None"),
         *(
