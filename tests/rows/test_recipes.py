@@ -286,7 +286,7 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path):
         ("training.ema_decay=1.5", "ema_decay must be in"),
         ("dataset.name=nothing", "name_or_path must be digits"),
         ("dataset.name=mnist", "mnist was looked for as train-images-idx3-ubyte"),
-        ("training.learning_rate=-0.1", "learning_rate must be at least 0, got -0.1"),
+        ("training.learning_rate=-0.1", "learning_rate must be at least 0 and finite, got -0.1"),
         # These show when a training begins.
         ("training.adam_beta1=2.0", "Invalid beta parameter at index 0: 2.0"),
         (

@@ -47,13 +47,9 @@ def check_names(names: Sequence[str]) -> None:
         path = PurePosixPath(name)
         if path.is_absolute() or not path.name or ".." in path.parts or set("\\:\0") & set(name):
             raise ValueError(f"names must be those of files below a folder, without \\ and :, got {name!r}")
-    known, twice = (
-        Counter(map(PurePosixPath, names)),
-        "names must differ from each other, and from the folders of others",
-    )
-    for path, number in known.items():
-        if number > 1 or any(parent in known for parent in path.parents):
-            raise ValueError(f"{twice}, got {str(path)!r}")
+    known = Counter(map(PurePosixPath, names))
+    if wrong := [str(path) for path in known if known[path] > 1 or not known.keys().isdisjoint(path.parents)]:
+        raise ValueError(f"names must differ from each other, and from the folders of others, got {wrong[0]!r}")
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,9 @@ from hf_latentgen.models.image_processing_levels import LevelsImageProcessor
 # several copies of its rows.
 ROWS_AT_ONCE, STREAMED_ROWS_AT_ONCE = 8, 2
 PIXELS_AT_ONCE = 2**21
-# What Pillow raises for files that are no images, cut, damaged or far too large.
-BROKEN = (
-    *(OSError, ValueError, SyntaxError, EOFError, struct.error, PIL.Image.DecompressionBombError),
-    # Of AVIF, and of QOI.
-    *(RuntimeError, IndexError),
-)
+# What Pillow raises for files that are no images, cut, damaged or far too large; the last two for AVIF and QOI.
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, PIL.Image.DecompressionBombError)
+BROKEN += (RuntimeError, IndexError)
 
 logger = logging.get_logger(__name__)
 

@@ -241,8 +241,8 @@ class PixelDecoder(nn.Module):
         is_mixture = config.pixel_likelihood == "logistic_mixture"
         self.prediction = LinearPrediction(config) if is_mixture and self.radius else None
 
-    def forward(self, levels: Tensor, features: Tensor) -> Tensor:
-        """The outputs of every pixel and channel. [B, outputs_per_dim, C, H, W].
+    def forward(self, levels: Tensor, features: Tensor, kept: list[Tensor] | None = None) -> Tensor:
+        """The outputs of every pixel and channel. [B, outputs_per_dim, C, H, W]. What each layer reads goes to `kept`.
 
         Shape: `levels` [B, C, H, W], `features` [B, decoder_channels, H, W].
         """
@@ -252,7 +252,10 @@ class PixelDecoder(nn.Module):
             hidden_states = hidden_states + self.context(None, with_margin(inputs, self.context_radius))
         pixels = self.embed(inputs) if self.embed else torch.zeros_like(features)
         for layer in cast(Sequence[PixelLayer], self.layers):
-            hidden_states = layer(hidden_states, features, layer.around(pixels, hidden_states))
+            around = layer.around(pixels, hidden_states)
+            if kept is not None:
+                kept.append(around)
+            hidden_states = layer(hidden_states, features, around)
         return self.outputs(hidden_states, with_margin(values, self.radius))
 
     def values(self, levels: Tensor) -> Tensor:
@@ -286,17 +289,11 @@ class PixelsSoFar:
     def __init__(self, decoder: PixelDecoder, levels: Tensor, features: Tensor):
         self.decoder, self.features = decoder, features
         self.layers = cast(Sequence[PixelLayer], decoder.layers)
-        values, hidden_states = decoder.values(levels), features
+        values = decoder.values(levels)
         self.values = with_margin(values, decoder.radius)
-        inputs = decoder.inputs(levels, values, features.dtype)
-        self.inputs = with_margin(inputs, decoder.context_radius)
-        if decoder.context is not None:
-            hidden_states = hidden_states + decoder.context(None, self.inputs)
-        self.around = []
-        pixels = decoder.embed(inputs) if decoder.embed else torch.zeros_like(features)
-        for layer in self.layers:
-            self.around.append(layer.around(pixels, hidden_states))
-            hidden_states = layer(hidden_states, features, self.around[-1])
+        self.inputs = with_margin(decoder.inputs(levels, values, features.dtype), decoder.context_radius)
+        self.around: list[Tensor] = []
+        decoder(levels, features, self.around)
 
     @torch.no_grad()
     def outputs(self, row: int, column: int) -> Tensor:

@@ -159,9 +159,6 @@ class AdversarialTrainingArguments(LatentTrainingArguments):
         if not 0 <= self.discriminator_beta1 < 1:
             raise ValueError(f"discriminator_beta1 must be in [0, 1), got {self.discriminator_beta1}")
         super().__post_init__()
-        if self.muon_learning_rate is not None:
-            rate = self.muon_learning_rate
-            raise ValueError(f"muon_learning_rate must be None where players train against each other, got {rate}")
-        for name in ("kl_warmup_steps", "kl_warmup_start"):
-            if value := getattr(self, name):
-                raise ValueError(f"{name} must be 0 where no loss has a rate, got {value}")
+        for name, allowed in {"muon_learning_rate": None, "kl_warmup_steps": 0, "kl_warmup_start": 0}.items():
+            if (value := getattr(self, name)) != allowed:
+                raise ValueError(f"{name} must be {allowed} where players train against each other, got {value}")
