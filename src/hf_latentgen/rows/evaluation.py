@@ -285,8 +285,7 @@ def write_evaluation(evaluation: Evaluation, checkpoint: Path, folder: Path) -> 
     """Write `results.json`, pictures in `images/`, and copies of the files of the model to a folder, all or nothing.
 
     A calibration of these weights that knows another method, or other data, is kept. Weights that were read in bfloat16
-    take half of the space: no score changes by it, and as config.json says they load
-    as before, in float32.
+    take half of the space: no score changes by it, and as config.json says they load as before, in float32.
 
     Args:
         evaluation: what to write.

@@ -48,9 +48,9 @@ def folder_recipe(
             family, or as in [`load_recipe`].
     """
     words = list(overrides or [])
-    # The name of a folder may be that of a data set, as that of the photos is.
     if Path(folder).name in ("", ".."):
         folder = str(Path(folder).resolve())
+    # The name of a folder may be that of a data set, as that of the photos is.
     folder = folder if "/" in folder else f"./{folder}"
     training = cast(Dataset, load_images(folder, "train"))
     looks = look_at(training)
