@@ -309,7 +309,10 @@ def test_spans_shrink_under_the_penalty_and_grow_where_the_task_needs_distance()
                 ([8, 8], {"layer_types": ["full_attention", "sliding_attention"]}),
             )
         ),
-        ({"attention_span": "fixed", "layer_windows": [1, 1]}, "window must be at least 2, got 1"),
+        (
+            {"attention_span": "fixed", "layer_windows": [1, 1]},
+            r"layer_windows must be at least 2 somewhere, got \[1, 1\]",
+        ),
     ],
 )
 def test_bad_fields_are_named(fields, message):

@@ -268,6 +268,15 @@ def test_bad_fields_are_refused_when_the_processor_is_made(fields, message):
         LevelsImageProcessor(**fields)
 
 
+@pytest.mark.parametrize(
+    ("name", "more"), [("do_normalize", {"image_mean": 0.5, "image_std": 0.5}), ("do_center_crop", {"crop_size": 8})]
+)
+def test_what_gives_no_levels_is_refused_in_a_call_too(name, more):
+    processor = LevelsImageProcessor()
+    with pytest.raises(ValueError, match=f"{name} must be false: .*, got True"):
+        processor(np.zeros((28, 28), np.uint8), **{name: True}, **more)
+
+
 @pytest.mark.parametrize(("num_channels", "mode"), [(1, "L"), (3, "RGB")])
 def test_post_processing_inverts_processing(num_channels, mode):
     processor = LevelsImageProcessor(size=(4, 5), num_channels=num_channels, num_levels=16)

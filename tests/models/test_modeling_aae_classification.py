@@ -262,6 +262,13 @@ def test_bad_labels_are_refused(model, levels, labels, message):
         model(levels, labels=torch.tensor(labels))
 
 
+@pytest.mark.parametrize("num_labels", [0, 1])
+def test_fewer_than_two_classes_are_refused(num_labels):
+    config = AAEConfig(**TINY | {"num_labels": num_labels})
+    with pytest.raises(ValueError, match=f"num_labels must be at least 2, .*, got {num_labels}"):
+        AAEForImageClassification(config)
+
+
 def test_labelled_prior_is_refused():
     config = AAEConfig(**(TINY | {"latent_dim": 2}), prior="flower", labelled_prior=True)
     with pytest.raises(ValueError, match="labelled_prior must be False for AAEForImageClassification"):

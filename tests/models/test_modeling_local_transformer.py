@@ -250,6 +250,20 @@ def test_cached_equals_uncached_and_the_cache_stays_small(variant, length):
             assert layer.keys.shape[2] <= model.config.window
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("variant", ALL)
+@pytest.mark.parametrize("length", [5, 13])
+@pytest.mark.parametrize("padding", [0, 2])
+def test_a_mask_of_another_length_is_refused(variant, length, padding):
+    model, mask = build(**ALL[variant]), torch.ones(2, length, dtype=torch.long)
+    mask[:, :padding] = 0
+    with pytest.raises(ValueError, match=f"attention_mask must be as long as the keys, 12 with .*, got {length}"):
+        model(input_ids=ids(2, 12), attention_mask=mask)
+    cache = model(input_ids=ids(2, 5), use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="attention_mask must be as long as the keys, 12 with a cache's, got 7"):
+        model(input_ids=ids(2, 7), attention_mask=torch.ones(2, 7), past_key_values=cache)
+
+
 def test_a_static_cache_of_a_window_is_no_longer_than_it():
     model = build(**VARIANTS["mixed, grouped, untied"])
     cache = StaticCache(config=model.config, max_cache_len=40)

@@ -1,5 +1,6 @@
 import copy
 import math
+import statistics
 
 import pytest
 import torch
@@ -273,6 +274,22 @@ def test_gradient_norms_are_those_of_the_players(make_adversary):
             assert entry[f"{name}_grad_norm"] == pytest.approx(norm, rel=1e-5)
         # Gradients are not clipped: the joint norm would couple the players.
         assert entry["grad_norm"] == pytest.approx(math.hypot(*norms.values()), rel=1e-5)
+
+
+def test_gradient_norms_of_epochs_are_means_over_their_steps(make_adversary):
+    gradients = Gradients()
+    trainer = make_adversary(callbacks=[gradients], num_train_epochs=2, logging_strategy="epoch")
+    trainer.train()
+    logs = logs_of_training(trainer)
+    steps = len(gradients.norms) // 2
+    assert len(logs) == 2
+    assert steps > 1
+    for number, entry in enumerate(logs):
+        of_epoch = gradients.norms[number * steps : (number + 1) * steps]
+        for name in of_epoch[0]:
+            assert entry[f"{name}_grad_norm"] == pytest.approx(
+                statistics.mean([norms[name] for norms in of_epoch]), rel=1e-5
+            )
 
 
 def test_non_finite_scores_are_not_filtered_out_of_the_logs(make_adversary, labelled_digits):

@@ -335,8 +335,9 @@ def exact_levels(image: Image.Image | Tensor | np.ndarray, processor: LevelsImag
     levels = processor(image, do_resize=False, do_convert_rgb=False, return_tensors="np")["pixel_values"]
     if processor.post_process_images(levels)[0].tobytes() != image.tobytes():
         raise ValueError(
-            f"images must hold the grey values of num_levels={processor.num_levels} levels, as post_process_images "
-            "gives them, got others: they would not come back; compress processor(images)['pixel_values'] instead"
+            f"images must stand upright, without an EXIF turn, and hold the grey values of num_levels="
+            f"{processor.num_levels} levels, as post_process_images gives them, got others: they would not come back; "
+            "compress processor(images)['pixel_values'] instead"
         )
     return levels
 

@@ -43,9 +43,7 @@ class GatheredDataset(torch.utils.data.Dataset):
         return GatheredBatch(self.gather(indices))
 
 
-def collate_levels(
-    batch: GatheredBatch | list[dict[str, torch.Tensor]],
-) -> dict[str, torch.Tensor]:
+def collate_levels(batch: GatheredBatch | list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Tensors [B, ...] by name: a batch gathered at once as it is, a list of samples stacked."""
     if isinstance(batch, GatheredBatch):
         return batch.columns

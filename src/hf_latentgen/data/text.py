@@ -12,15 +12,7 @@ from datasets import Dataset, DatasetInfo, Features, IterableDataset, NamedSplit
 from datasets.table import InMemoryTable
 
 from hf_latentgen.data.batches import GatheredDataset
-from hf_latentgen.data.sources import (
-    DATA_DIR_VARIABLE,
-    HUB_ID,
-    SPLITS,
-    data_root,
-    load_hub,
-    split_name,
-    walk_files,
-)
+from hf_latentgen.data.sources import DATA_DIR_VARIABLE, HUB_ID, SPLITS, data_root, load_hub, split_name, walk_files
 from hf_latentgen.models.tokenization_bytes import BOS_TOKEN_ID, EOS_TOKEN_ID, PAD_TOKEN_ID, bytes_from_text
 
 # The file of each named text, below a folder of that name.

@@ -38,10 +38,7 @@ def reconstruction_mse(model: LatentGenModel, levels: Tensor, batch_size: int = 
 
 
 def prior_samples(
-    model: LatentGenModel,
-    num_images: int,
-    seed: int = 0,
-    outputs: Sequence[str] = OUTPUTS,
+    model: LatentGenModel, num_images: int, seed: int = 0, outputs: Sequence[str] = OUTPUTS
 ) -> dict[str, Tensor]:
     """Levels of drawn images by output, "sample", "mode" and "mean", all of an autoencoder's from the same latents.
 

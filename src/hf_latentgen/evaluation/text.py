@@ -17,12 +17,7 @@ from transformers import PreTrainedModel
 from hf_latentgen.evaluation.likelihood import BAR, fresh_model
 from hf_latentgen.models.bits import nats_to_bits_per_byte
 from hf_latentgen.models.modeling_latentgen import LatentGenModel
-from hf_latentgen.models.tokenization_bytes import (
-    BOS_TOKEN_ID,
-    EOS_TOKEN_ID,
-    NUM_BYTES,
-    ByteTokenizer,
-)
+from hf_latentgen.models.tokenization_bytes import BOS_TOKEN_ID, EOS_TOKEN_ID, NUM_BYTES, ByteTokenizer
 
 # Ids that are scored at once, and before each step of dynamic evaluation.
 STRIDE, DYNAMIC_STRIDE = 1024, 256
@@ -36,11 +31,7 @@ PROMPT_LENGTH = 64
 
 
 def measure_text(
-    model: LatentGenModel,
-    train: Sequence[bytes],
-    validation: Sequence[bytes],
-    test: Sequence[bytes],
-    seed: int = 0,
+    model: LatentGenModel, train: Sequence[bytes], validation: Sequence[bytes], test: Sequence[bytes], seed: int = 0
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The exact score of all test documents, each byte given everything before it that the model can see.
 

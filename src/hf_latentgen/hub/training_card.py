@@ -14,10 +14,7 @@ TIMING = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "e
 
 
 def training_card(
-    model: Any,
-    repo_id: str,
-    training: Mapping[str, object],
-    history: Sequence[Mapping[str, float]],
+    model: Any, repo_id: str, training: Mapping[str, object], history: Sequence[Mapping[str, float]]
 ) -> str:
     """Text of the `README.md` of a model that was trained: how, and its validation scores.
 

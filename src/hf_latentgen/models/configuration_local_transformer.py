@@ -155,7 +155,8 @@ class LocalTransformerConfig(LatentGenConfig):
     def validate_attention(self):
         """Raises `ValueError` if window, layer types, positions or dropout are out of range."""
         # transformers' cache keeps window - 1 keys, and with none at all it keeps everything.
-        require(self.window >= 2, "window", self.window, "at least 2")
+        field = "window" if self.layer_windows is None else "layer_windows"
+        require(self.window >= 2, field, getattr(self, field), "at least 2" + " somewhere" * (field != "window"))
         types = self.kinds
         fits = len(types) == self.num_hidden_layers and set(types) <= set(LAYER_TYPES)
         require(fits, "layer_types", types, f"{self.num_hidden_layers} of {LAYER_TYPES}, one for each layer")

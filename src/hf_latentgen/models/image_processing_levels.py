@@ -16,6 +16,8 @@ from transformers.utils import TensorType
 PIL_MODES = {1: "L", 3: "RGB"}
 ARRAY_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+# Steps of other processors after which there are no levels, or not those of the whole image.
+NO_LEVELS = ("do_rescale", "do_normalize", "do_center_crop", "do_pad")
 
 
 def levels_from_uint8(array: np.ndarray | torch.Tensor, num_levels: int) -> np.ndarray | torch.Tensor:
@@ -111,9 +113,7 @@ class LevelsImageProcessor(PilBackend):
             raise ValueError(f"num_channels must be 1 (greyscale) or 3 (RGB), got {self.num_channels!r}.")
         if not self.size.height or not self.size.width:
             raise ValueError(f"size must name a positive height and width, got {dict(self.size)}.")
-        for name in ("do_rescale", "do_normalize", "do_center_crop", "do_pad"):
-            if getattr(self, name, None):
-                raise ValueError(f"{name} must be false: what comes back are levels of whole images, got True.")
+        _check_whole({name: getattr(self, name, None) for name in NO_LEVELS})
         _colour(self.background)
 
     @classmethod
@@ -170,9 +170,10 @@ class LevelsImageProcessor(PilBackend):
         do_quantize: bool,
         num_levels: int,
         return_tensors: str | TensorType | None,
-        **_: Any,
+        **others: Any,
     ) -> BatchFeature:
         """`pixel_values` [B, C, H, W], uint8: levels, or 8-bit values when `do_quantize` is false."""
+        _check_whole(others)
         pixel_values = np.stack(images)
         if do_quantize:
             pixel_values = levels_from_uint8(pixel_values, num_levels)
@@ -223,6 +224,12 @@ def convert_image(image: Image.Image, num_channels: int, background: str, do_con
             image = Image.alpha_composite(ground, image).convert("RGB")
         image = image.convert(PIL_MODES[num_channels])
     return image
+
+
+def _check_whole(fields: dict[str, Any]) -> None:
+    for name in NO_LEVELS:
+        if fields.get(name):
+            raise ValueError(f"{name} must be false: what comes back are levels of whole images, got True.")
 
 
 def _is_grey_array(image: Any) -> bool:

@@ -12,13 +12,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .bits import nats_to_bits_per_dim
 from .configuration_aae import AAEConfig
-from .distributions import (
-    CategoricalPixels,
-    DeterministicPixels,
-    DiagonalGaussian,
-    PointMass,
-    standard_normal,
-)
+from .distributions import CategoricalPixels, DeterministicPixels, DiagonalGaussian, PointMass, standard_normal
 from .modeling_image_autoencoder import ImageAutoencoderModel
 from .modeling_latentgen import check_at_least
 from .networks import DECODERS, ENCODERS, Discriminator

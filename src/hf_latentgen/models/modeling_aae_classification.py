@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_aae import AAEConfig
+from .configuration_latentgen import require
 from .distributions import DiagonalGaussian, PointMass
 from .modeling_aae import UNLABELLED, AAEModel, AAEOutput, Adversary
 from .modeling_latentgen import check_at_least
@@ -41,6 +42,7 @@ class AAEForImageClassification(AAEModel):
     def _make_networks(self) -> None:
         config = self.config
         self.num_codes = config.num_clusters or config.num_classes
+        require(self.num_codes >= 2, "num_labels", self.num_codes, "at least 2, between which a classifier tells")
         super()._make_networks(self.num_codes)
         self.class_prior = OneHot(self.num_codes, self.num_codes)
         self.class_discriminator = Discriminator(self.num_codes, config.discriminator_channels)

@@ -20,6 +20,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention_span import AttentionSpan, trimmed_window
+from .configuration_latentgen import require
 from .configuration_local_transformer import LocalTransformerConfig
 from .local_attention_interface import NAME, BandedMask, check_arguments
 from .modeling_latentgen import LatentGenModel
@@ -299,8 +300,9 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         needs_no_mask = self.config.has_spans and self._hides_nothing(attention_mask, position_ids)
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        self._check_mask(attention_mask, past + inputs_embeds.shape[1])
         if position_ids is None:
-            past = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past).unsqueeze(0)
         self._check_length(position_ids)
         if self.config.has_spans and self.config._attn_implementation != NAME:
@@ -316,10 +318,7 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
                 "past_key_values": past_key_values,
                 "position_ids": position_ids,
             }
-            makers = {
-                "full_attention": create_causal_mask,
-                "sliding_attention": create_sliding_window_causal_mask,
-            }
+            makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
             kinds = set(self.config.kinds) - ({"sliding_attention"} if needs_no_mask else set())
             masks = {kind: makers[kind](**described) for kind in kinds}
         hidden_states = self.dropout(inputs_embeds)
@@ -364,6 +363,11 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
         if low < 0 or high >= self.config.vocab_size:
             allowed = f"ids in 0 ... {self.config.vocab_size - 1}"
             raise ValueError(f"input_ids must be {allowed}, got values from {low} to {high}")
+
+    def _check_mask(self, attention_mask: Tensor | dict | None, num_keys: int) -> None:
+        if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2 and not torch.compiler.is_compiling():
+            given = attention_mask.shape[1]
+            require(given == num_keys, "attention_mask", given, f"as long as the keys, {num_keys} with a cache's")
 
     def _check_length(self, position_ids: Tensor) -> None:
         if torch.compiler.is_compiling():

@@ -5,6 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
 from hf_latentgen.data import LevelsDataset
@@ -25,15 +26,8 @@ CONSTANT_SPREAD = 1e-3
 FIRST_STEPS = 500
 # Parts of an output that are logged, one number for each image.
 PER_IMAGE = (
-    "reconstruction_loss",
-    "distortion",
-    "generator_loss",
-    "real_loss",
-    "fake_loss",
-    "discriminator_accuracy",
-    "supervised_loss",
-    "consistency_loss",
-    "balance_loss",
+    *("reconstruction_loss", "distortion", "generator_loss", "real_loss", "fake_loss", "discriminator_accuracy"),
+    *("supervised_loss", "consistency_loss", "balance_loss"),
 )
 
 
@@ -52,7 +46,8 @@ class AdversarialTrainer(LatentTrainer):
     Logged for train, and with the prefix `eval_` for evaluation: `reconstruction_loss`, `generator_loss`, `real_loss`,
     `fake_loss`, `discriminator_loss`, `discriminator_accuracy`, `decoded_spread`, and where there are any `distortion`,
     `supervised_loss` and `error`. Train logs also have `consistency_loss` and `balance_loss`, where they are in the
-    objective, and the norm of the gradient of each player at the logged step.
+    objective, and the norm of the gradient of each player at the logged step, or
+    its mean over the steps with `logging_strategy="epoch"`.
 
     Clusters found without labels are named at the end, where the validation images have labels.
 
@@ -73,6 +68,7 @@ class AdversarialTrainer(LatentTrainer):
     def begin_game(self) -> None:
         """Forgets how an earlier training went."""
         self._winning_since: int | None = None
+        self._logged_step = self.state.global_step
         self._had_spread = False
         self._warned: set[str] = set()
 
@@ -156,14 +152,15 @@ class AdversarialTrainer(LatentTrainer):
             if logs["discriminator_accuracy"] <= WINNING_ACCURACY:
                 self._winning_since = None
             elif self._winning_since is None:
-                self._winning_since = step - self.state.logging_steps
+                self._winning_since = self._logged_step
             if self._winning_since is not None and step - self._winning_since >= WINNING_STEPS:
                 self._warn(
                     "won",
                     f"the discriminator has been right in {logs['discriminator_accuracy']:.1%} of its decisions since "
-                    f"step {max(self._winning_since, 0)}: it has won, and the codes no longer move towards the prior. "
+                    f"step {self._winning_since}: it has won, and the codes no longer move towards the prior. "
                     "Lower discriminator_learning_rate, or give it noise (discriminator_noise_std)",
                 )
+            self._logged_step = step
         if "decoded_spread" in logs and self.model.config.reconstruction_weight > 0:
             is_constant = logs["decoded_spread"] < CONSTANT_SPREAD
             if is_constant and (self._had_spread or self.state.global_step >= FIRST_STEPS):
@@ -208,7 +205,8 @@ class _AdversarialEvents(TrainerCallback):
         self.trainer.begin_game()
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        if (state.global_step + 1) % max(state.logging_steps, 1) == 0:
+        by_epoch = args.logging_strategy == IntervalStrategy.EPOCH
+        if by_epoch or (state.global_step + 1) % max(state.logging_steps, 1) == 0:
             for discriminators, name in ((False, "autoencoder"), (True, "discriminator")):
                 gradients = [player.grad for player in self.trainer.players(discriminators) if player.grad is not None]
                 if gradients:

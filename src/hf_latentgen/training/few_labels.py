@@ -19,7 +19,7 @@ class FewLabelsDataset(GatheredDataset):
     Args:
         dataset: levels with labels.
         num_labelled: images that keep their label; a multiple of the number of classes.
-        labelled_per_batch: labelled images added to a batch, at most its size.
+        labelled_per_batch: labelled images added to a batch, which are never more than it has already.
         seed: of the choice of the labelled images.
 
     Raises:
