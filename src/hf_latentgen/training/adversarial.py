@@ -46,8 +46,8 @@ class AdversarialTrainer(LatentTrainer):
     Logged for train, and with the prefix `eval_` for evaluation: `reconstruction_loss`, `generator_loss`, `real_loss`,
     `fake_loss`, `discriminator_loss`, `discriminator_accuracy`, `decoded_spread`, and where there are any `distortion`,
     `supervised_loss` and `error`. Train logs also have `consistency_loss` and `balance_loss`, where they are in the
-    objective, and the norm of the gradient of each player at the logged step, or
-    its mean over the steps with `logging_strategy="epoch"`.
+    objective, and the norm of the gradient of each player at the logged step, or its mean over the steps with
+    `logging_strategy="epoch"`.
 
     Clusters found without labels are named at the end, where the validation images have labels.
 
