@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_latentgen import LevelsImageProcessor
+from app_common import make_checkpoint
+from hf_latentgen import AAEConfig, AAEForImageClassification, LevelsImageProcessor
 from hf_latentgen.app import inference
 from hf_latentgen.app.checkpoints import FIRST_ROWS, MNIST, NEEDS, default_checkpoints, load_checkpoints
 from hf_latentgen.hub import loading
@@ -213,3 +214,11 @@ def test_classes_have_the_names_of_the_data():
     named = checkpoints["aae_mnist_all_labels"]
     named.model.config.id2label = dict(enumerate(["LABEL_0"] * 10))
     assert named.class_names[3] == "3"
+
+
+def test_clusters_have_numbers_even_where_there_are_as_many_as_classes(tmp_path):
+    fields = {"image_size": 8, "num_levels": 16, "hidden_channels": (16,), "architecture": "mlp", "latent_dim": 2}
+    names = {0: "cat", 1: "dog", 2: "owl"}
+    config = AAEConfig(num_clusters=3, cluster_labels=[2, 0, 0], id2label=names, **fields)
+    folder = make_checkpoint(AAEForImageClassification(config), tmp_path / "clusters")
+    assert load_checkpoints([str(folder)])[folder.name].class_names == ["0", "1", "2"]

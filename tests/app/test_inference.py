@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from app_common import last
-from hf_latentgen import LevelsDataset, anomaly_scores, load, load_images
+from app_common import last, make_checkpoint
+from hf_latentgen import LevelsDataset, VLAEConfig, VLAEModel, anomaly_scores, load, load_images
 from hf_latentgen.app import inference
 from hf_latentgen.app.checkpoints import load_checkpoints
 from hf_latentgen.app.figures import MAP_SIZE, PLANE_LEFT, PLANE_SIZE, PLANE_TOP, point_at
@@ -332,3 +332,18 @@ def test_an_image_is_told_its_place_among_validation_images(checkpoints, folders
         f"By its likelihood regret it is more unusual than {share:.1%} of 200 validation images of scikit-learn digits."
     )
     assert told in inference.reconstruct(found, levels, 0)[-1]
+
+
+def test_a_click_finds_its_digit_on_a_sheet_of_few(folders, monkeypatch):
+    checkpoint = load_checkpoints([str(folders["vae"])])["vae"]
+    monkeypatch.setattr(inference, "chosen_digits", lambda _: [3, 5, 8])
+    sheet = inference.digit_sheet(checkpoint)
+    clicks = [((column + 0.5) * sheet.width / 3, sheet.height / 2) for column in range(3)]
+    assert [inference.sheet_digit(checkpoint, *click) for click in clicks] == [3, 5, 8]
+
+
+def test_a_point_of_the_plane_is_one_picture_whoever_draws_it(tmp_path):
+    config = VLAEConfig(image_size=8, num_levels=16, latent_dim=2, hidden_channels=[8], decoder_channels=8)
+    folder = make_checkpoint(VLAEModel(config), tmp_path / "vlae")
+    checkpoint = load_checkpoints([str(folder)])["vlae"]
+    assert inference.decode_point(checkpoint, 0.0, 0.0) == inference.decode_point(checkpoint, 0.0, 0.0)

@@ -155,3 +155,11 @@ def test_classes_are_left_out_of_images_in_memory_with_labels_only(random_images
         without_classes(dataset.to_iterable_dataset(), [1])
     with pytest.raises(ValueError, match="must have a column 'label', got image"):
         without_classes(dataset_from_arrays(random_images, split="train"), [1])
+
+
+def test_rows_that_are_left_out_have_no_say(random_images):
+    dataset = labelled(random_images, [0, 1, -1, 1], Value("int64"))
+    assert not usable_labels(dataset)
+    known = dataset.filter(lambda label: label >= 0, input_columns="label")
+    assert usable_labels(known)
+    assert list(known["label"]) == [0, 1, 1]

@@ -157,3 +157,20 @@ def test_sample_goes_on_from_the_prompt_and_is_valid_text(model):
     assert sample.startswith("To be")
     assert sample == sample_text(model, b"To be", seed=3)
     sample.encode()
+
+
+def test_a_model_of_so_many_positions_is_scored_in_windows_that_fit():
+    fields = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "window": 5}
+    models = []
+    for most in (None, 12, 18):
+        torch.manual_seed(0)
+        model = LocalTransformerForCausalLM(LocalTransformerConfig(max_position_embeddings=most, **fields)).eval()
+        perturb(model)
+        models.append(model)
+    assert [full_context(model) for model in models] == [9, 6, 9]
+    scores = [text_scores(model, [CONTENT], full_context(model))["nll_nats"] for model in models]
+    # Positions are relative: nothing is lost where the whole context fits twice.
+    assert scores[2] == pytest.approx(scores[0], rel=1e-5)
+    assert scores[1] == pytest.approx(scores[0], rel=0.1)
+    with pytest.raises(ValueError, match="context must be less than max_position_embeddings=12, got 12"):
+        document_nats(models[1], CONTENT, 12)

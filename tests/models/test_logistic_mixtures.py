@@ -171,3 +171,13 @@ def test_a_likelihood_that_does_not_fit_is_refused(config_class, fields, field):
 def test_channels_that_cannot_follow_from_each_other_are_refused():
     with pytest.raises(Exception, match="num_channels must be 1 or 3"):
         VAEConfig(num_channels=2, pixel_likelihood="logistic_mixture")
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_images_are_drawn_on_the_device_of_the_mixture(num_channels):
+    # Of a device without numbers the shapes alone are computed: what lies elsewhere does not fit.
+    pixels = LogisticMixturePixels(
+        torch.zeros(2, 8, num_channels, 4, 4, device="meta")[:, : 6 + 2 * (num_channels > 1)], 256
+    )
+    for images in (pixels.mode, pixels.mean):
+        assert (images.device.type, images.shape) == ("meta", (2, num_channels, 4, 4))

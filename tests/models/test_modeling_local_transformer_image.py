@@ -288,3 +288,13 @@ def test_hidden_states_are_those_of_the_sequence():
     assert model(**inputs).hidden_states is None
     shows = build("colour, one row, classes", output_hidden_states=True)
     torch.testing.assert_close(shows(**inputs).hidden_states, output.hidden_states)
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_the_pixel_to_the_left_is_read_in_its_own_channel(num_channels):
+    config = LocalTransformerImageConfig(
+        image_size=4, num_levels=4, num_channels=num_channels, context_radius=2, hidden_size=16, num_attention_heads=2
+    )
+    # With one channel that is the value just before, which is read in any case.
+    assert ((0, -1) in config.neighbors) == (num_channels > 1)
+    assert (0, -2) in config.neighbors

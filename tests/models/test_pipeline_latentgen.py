@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from hf_latentgen import LatentGenPipeline, LevelsImageProcessor, load_images
+from hf_latentgen import LatentGenPipeline, LevelsImageProcessor, VLAEConfig, VLAEModel, load_images
 from pipelines_common import FAMILIES, levels, make_denoiser, make_model, make_pipe, make_scheduler, make_text_model
 
 
@@ -133,6 +133,11 @@ MISTAKES = [
         for given in (0, -1.0, float("nan"), float("inf"), "1", None)
     ],
     ("aae", {"temperature": 0.5}, "temperature must be 1 for AAEModel, got 0.5"),
+    (
+        "prior",
+        {"images": torch.zeros(1, 1, 8, 8)},
+        "by a model that draws pixel by pixel only, got latents that a denoi",
+    ),
     ("prior", {"temperature": 0.5}, "temperature must be 1 for latents that a denoiser draws, got 0.5"),
     ("vae", {"output_type": "jpeg"}, r"output_type must be one of \('pil', 'np', 'pt'\), got 'jpeg'"),
     ("vae", {"output": "median"}, "output must be one of"),
@@ -155,7 +160,7 @@ MISTAKES = [
         for given in ("a", 2.0, True, float("nan"))
     ],
     ("pixels", {"rows": 3}, "rows must be None without images to complete, got 3"),
-    ("vae", {"images": "digits"}, "images can be completed by .* only, got a variational autoencoder"),
+    ("vae", {"images": "digits"}, "images can be completed by .* only, got VAEModel"),
     ("pixels", {"images": "digits", "rows": 9}, "rows must be a whole number in 0 ... 8, got 9"),
     ("pixels", {"images": "digits", "rows": -1}, "rows must be a whole number in 0 ... 8, got -1"),
 ]
@@ -228,3 +233,14 @@ def test_what_could_not_be_loaded_again_is_not_saved(tmp_path):
 def test_numbers_of_numpy_are_numbers_too():
     drawn = levels(make_pipe("vae"), batch_size=np.int64(2), temperature=np.float32(0.5))
     assert torch.equal(drawn, levels(make_pipe("vae"), batch_size=2, temperature=0.5))
+
+
+def test_latents_of_a_model_that_draws_pixel_by_pixel_are_those_of_its_denoiser():
+    torch.manual_seed(0)
+    config = VLAEConfig(image_size=8, num_levels=16, latent_dim=3, hidden_channels=[8], decoder_channels=8)
+    parts = {"denoiser": make_denoiser(), "scheduler": make_scheduler()}
+    pipe = LatentGenPipeline(VLAEModel(config), LevelsImageProcessor.for_config(config), **parts)
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    expected = pipe.model.decode(pipe.prior_latents(2, generator, 5)).sample(generator)
+    assert torch.equal(levels(pipe, batch_size=2, num_inference_steps=5), expected)

@@ -106,6 +106,11 @@ def test_too_few_validation_images_are_no_calibration(trained, monkeypatch):
     assert evaluate(load(trained), options=FEW).calibration is None
 
 
+def test_too_few_images_of_the_classes_that_were_trained_on_are_no_calibration(checkpoint):
+    write_run(checkpoint, dataset={"name": "digits", "leave_out_classes": list(range(8))})
+    assert evaluate(load(checkpoint), options=FEW).calibration is None
+
+
 def test_classes_that_the_training_left_out_are_not_usual(checkpoint):
     write_run(checkpoint, dataset={"name": "digits", "leave_out_classes": [0, 7]})
     labels = torch.tensor(load_images("digits", "validation")["label"])
@@ -205,6 +210,17 @@ def test_a_fuller_calibration_of_the_same_weights_is_kept(evaluation, checkpoint
     assert Calibration.read(checkpoint) == kept
 
 
+@pytest.mark.parametrize("places", [("row",), ("run",), ("run", "row")])
+def test_a_fuller_calibration_is_kept_wherever_it_lies(evaluation, checkpoint, tmp_path, places):
+    row = write_evaluation(evaluation, checkpoint, tmp_path / "row")
+    kept = Calibration.read(row)
+    fuller = replace(kept, quantiles=kept.quantiles | {"likelihood_regret": [0.0] * len(kept.shares)})
+    for place in ("run", "row"):
+        (fuller if place in places else kept).write({"run": checkpoint, "row": row}[place])
+    write_evaluation(evaluation, checkpoint, row)
+    assert Calibration.read(row) == fuller
+
+
 def test_pictures_of_the_training_are_kept(evaluation, checkpoint, tmp_path):
     (checkpoint / "samples").mkdir()
     evaluation.pictures["samples"].save(checkpoint / "samples" / "samples_epoch_000.png")
@@ -245,6 +261,14 @@ def test_images_without_labels_have_no_linear_probe(trained, monkeypatch):
     found = evaluate(load(trained), options=FEW)
     assert "linear_probe_accuracy" not in found.results.metrics
     assert "latents" not in found.pictures
+
+
+def test_images_of_one_class_have_no_linear_probe(trained, monkeypatch):
+    def load_zeros(name, split, **where):
+        return load_images(name, split, **where).filter(lambda label: label == 0, input_columns="label")
+
+    monkeypatch.setattr(inputs, "load_images", load_zeros)
+    assert "linear_probe_accuracy" not in evaluate(load(trained), options=FEW).results.metrics
 
 
 @pytest.fixture

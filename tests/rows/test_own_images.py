@@ -146,3 +146,11 @@ def test_a_start_of_another_family_is_refused(folder, tmp_path):
 def test_an_unknown_size_is_refused(folder):
     with pytest.raises(ValueError, match="size must be one of small, base, large, got 'huge'"):
         folder_recipe("photos", ["size=huge"])
+
+
+def test_a_checkpoint_is_no_folder_of_images(folder, tmp_path):
+    run = save_checkpoint(VAEModel(VAEConfig(image_size=8, latent_dim=2, hidden_channels=[4, 4, 4])), tmp_path / "run")
+    (run / "images").mkdir()
+    Image.new("L", (8, 8)).save(run / "images" / "samples.png")
+    with pytest.raises(ValueError, match="is a checkpoint and no folder of images: train its recipe --from"):
+        folder_recipe(str(run))

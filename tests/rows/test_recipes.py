@@ -358,6 +358,28 @@ def test_resume_and_fresh_run_ask_for_the_right_folder(tiny, tmp_path):
     assert [path.name for path in run.rglob("*")] == ["checkpoint-5", "trainer_state.json"]
 
 
+def test_a_finished_training_takes_no_further_step(tiny, tmp_path):
+    words = ["training.max_steps=3", "training.save_strategy=steps", "training.save_steps=3"]
+    run = train_recipe(load_recipe(tiny, words), tmp_path / "run")
+    before = load_file(run / "model.safetensors")
+    train_recipe(load_recipe(tiny, words), run, resume=True)
+    after = load_file(run / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-3"]
+    with pytest.raises(ValueError, match="max_steps must be at least the 3 of checkpoint-3, got 2"):
+        train_recipe(load_recipe(tiny, [*words, "training.max_steps=2"]), run, resume=True)
+    with pytest.raises(ValueError, match=r"model\.latent_dim must be .*, as when it began, got 5"):
+        train_recipe(load_recipe(tiny, [*words, "model.latent_dim=5"]), run, resume=True)
+    train_recipe(load_recipe(tiny, [*words, "training.max_steps=5"]), run, resume=True)
+    assert (run / "checkpoint-3").is_dir()
+
+
+def test_a_model_without_checkpoints_is_not_replaced(tiny, tmp_path):
+    run = train_recipe(load_recipe(tiny, ["training.save_strategy=no"]), tmp_path / "run")
+    with pytest.raises(ValueError, match="run holds a model already: name another output folder"):
+        train_recipe(load_recipe(tiny), run)
+
+
 @pytest.mark.parametrize("inside", ["", "deeper"])
 def test_an_output_folder_that_cannot_be_written_is_refused(tiny, tmp_path, inside):
     (tmp_path / "file").write_text("in the way")

@@ -373,3 +373,11 @@ def test_training_is_bit_identical_with_and_without(make_adversary, extra):
     other = make_adversary("other", config=noisy, num_train_epochs=1, **extra)
     other.train()
     assert_equal_weights(weights_of(plain.model), weights_of(other.model))
+
+
+def test_another_optimizer_serves_both_players(make_adversary):
+    trainer = make_adversary(discriminator_learning_rate=0.5)
+    trainer.optimizer_cls_and_kwargs = (torch.optim.SGD, {"lr": 0.1, "momentum": 0.5})
+    optimizer = trainer.create_optimizer()
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert [(group["lr"], group["momentum"]) for group in optimizer.param_groups] == [(0.1, 0.5), (0.5, 0.5)]

@@ -85,7 +85,7 @@ def test_a_reporter_must_be_installed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
 def test_whole_checkpoints_are_not_pushed(tmp_path, strategy):
-    with pytest.raises(ValueError, match=f"hub_strategy must be 'end' or 'every_save', because .*, got '{strategy}'"):
+    with pytest.raises(ValueError, match=f"hub_strategy must be 'end' or 'every_save', as .*, got '{strategy}'"):
         LatentTrainingArguments(output_dir=str(tmp_path), hub_strategy=strategy)
 
 

@@ -3,6 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
+from hf_latentgen.data import load_images, stream_levels
+
 
 @pytest.fixture
 def pictures(tmp_path):
@@ -80,3 +82,11 @@ def test_one_process_draws(make_trainer, tmp_path):
     )
     callback._draw(1, trainer.args, trainer.state, trainer.model)
     assert not (tmp_path / "run" / "samples").exists()
+
+
+def test_each_pass_over_a_stream_is_an_epoch(make_trainer, processor, pictures):
+    trainer = make_trainer(max_steps=4, sample_epochs=[0, 1, 2])
+    images = load_images("digits", "train").select(range(32))
+    trainer.train_dataset = stream_levels(images.to_iterable_dataset(), processor)
+    trainer.train()
+    assert [name for name in pictures() if name.startswith("samples")] == [f"samples_epoch_00{n}.png" for n in range(3)]

@@ -382,3 +382,11 @@ def test_the_table_in_a_notebook_shows_the_parts(make_family, monkeypatch):
         scores = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
         assert [row[2] for row in rows] == scores
     assert shown
+
+
+def test_one_set_of_arguments_serves_two_families(make_family, tmp_path):
+    args = LatentTrainingArguments(output_dir=str(tmp_path / "run"), disable_tqdm=True)
+    for family, score in (("bytes", "bits_per_byte"), ("vae", "bits_per_dim")):
+        made = make_family(family)
+        trainer = type(made)(made.model, args, train_dataset=made.train_dataset)
+        assert trainer.args.metric_for_best_model == score

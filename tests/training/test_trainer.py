@@ -346,3 +346,12 @@ def test_channels_last_changes_the_layout_and_not_the_scores(make_trainer):
     assert not weight.is_contiguous()
     expected = plain.evaluate()["eval_bits_per_dim"]
     assert other.evaluate()["eval_bits_per_dim"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["steps", "no"])
+def test_parts_of_the_loss_are_kept_for_the_next_log_alone(make_trainer, strategy):
+    trainer = make_trainer(max_steps=5, logging_strategy=strategy, logging_steps=2)
+    trainer.train()
+    # Of the last step, after two logs.
+    kept = {len(values) for values in trainer._parts.values()}
+    assert kept == ({1} if strategy == "steps" else set())

@@ -105,6 +105,7 @@ class Checkpoint:
         """Names of the classes that a sample can be asked for; of clusters, and without names, their numbers."""
         names = cast(dict[int, str], self.model.config.id2label or {})
         is_named = len(names) == self.num_classes and not any(name.startswith("LABEL_") for name in names.values())
+        is_named = is_named and getattr(self.model.config, "num_clusters", None) is None
         return [names[number] if is_named else str(number) for number in range(self.num_classes)]
 
     @property

@@ -108,7 +108,8 @@ def latent_map(checkpoint: Checkpoint) -> Image.Image:
     model, limit = checkpoint.model, map_limit(checkpoint)
     axis = (torch.arange(MAP_CELLS) + 0.5) * (2 * limit / MAP_CELLS) - limit
     second, first = torch.meshgrid(axis.flip(0), axis, indexing="ij")
-    levels = model.decode(torch.stack([first, second], -1).flatten(0, 1).to(model.device)).mean.mean(1)
+    decoded = model.decode(torch.stack([first, second], -1).flatten(0, 1).to(model.device))
+    levels = decoded.draw("mean", make_generator(0)).mean(1)
     size = model.config.image_size
     plane = levels.cpu().unflatten(0, (MAP_CELLS, MAP_CELLS)).transpose(1, 2).reshape(MAP_CELLS * size, -1)
     digits = checkpoint.digits
@@ -120,7 +121,7 @@ def decode_point(checkpoint: Checkpoint, first: float, second: float) -> Image.I
     """The image that the two latent numbers stand for."""
     model = checkpoint.model
     decoded = model.decode(torch.tensor([[first, second]], dtype=torch.float32, device=model.device))
-    return grid(checkpoint, decoded.mean, 1, SINGLE_WIDTH)
+    return grid(checkpoint, decoded.draw("mean", make_generator(0)), 1, SINGLE_WIDTH)
 
 
 def marked_map(checkpoint: Checkpoint, first: float, second: float) -> Image.Image:
@@ -268,9 +269,10 @@ def digit_sheet(checkpoint: Checkpoint) -> Image.Image:
 
 def sheet_digit(checkpoint: Checkpoint, x: float, y: float) -> int:
     """The number of the test image at a pixel of `digit_sheet`."""
-    cell = (digit_sheet(checkpoint).width - PADDING) / SHEET_COLUMNS
     chosen = chosen_digits(checkpoint)
-    place = int(y / cell) * SHEET_COLUMNS + min(int(x / cell), SHEET_COLUMNS - 1)
+    columns = min(SHEET_COLUMNS, len(chosen))
+    cell = (digit_sheet(checkpoint).width - PADDING) / columns
+    place = int(y / cell) * columns + min(int(x / cell), columns - 1)
     return chosen[min(place, len(chosen) - 1)]
 
 

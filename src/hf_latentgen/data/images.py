@@ -194,10 +194,8 @@ def read_amat(path: Path) -> np.ndarray:
     row_length = len(text.split(b"\n", 1)[0].split())
     side, found = round(row_length**0.5), int(is_value.sum())
     if found == 0 or side**2 != row_length or found != num_lines * row_length:
-        raise ValueError(
-            f"{path} is truncated or corrupt: expected {num_lines} lines of {row_length} values, a square number, "
-            f"found {found} values."
-        )
+        expected = f"{num_lines} lines of {row_length} values, a square number"
+        raise ValueError(f"{path} is truncated or corrupt: expected {expected}, found {found} values.")
     return ((content[is_value] == ord("1")) * np.uint8(255)).reshape(num_lines, side, side)
 
 

@@ -71,7 +71,7 @@ def _problem(dataset: Dataset | IterableDataset) -> str | None:
     # A stream that does not state its columns is judged by what it gives.
     if feature is None:
         return None
-    labels = dataset.data.column("label").to_pylist() if isinstance(dataset, Dataset) else []
+    labels = dataset.select_columns("label").with_format(None)[:]["label"] if isinstance(dataset, Dataset) else []
     missing = labels.count(None) + labels.count(NO_LABEL)
     is_whole = isinstance(feature, Value) and (pa.types.is_integer(feature.pa_type) or feature.dtype == "bool")
     if not isinstance(feature, ClassLabel) and not is_whole:

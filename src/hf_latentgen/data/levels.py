@@ -140,10 +140,8 @@ def _reader(
             unknown = isinstance(error, PIL.UnidentifiedImageError)
             reason = "it is no image that Pillow can read" if unknown else str(error).rstrip(".")
             if skipped is None:
-                raise ValueError(
-                    f"{name} cannot be used: {reason}. Repair or remove it, or leave such images out with "
-                    f"dataset.skip_broken=true."
-                ) from error
+                remedy = "Repair or remove it, or leave such images out with dataset.skip_broken=true."
+                raise ValueError(f"{name} cannot be used: {reason}. {remedy}") from error
             if name not in skipped:
                 logger.warning(f"{name} is left out: {reason}.")
             skipped[name] = reason

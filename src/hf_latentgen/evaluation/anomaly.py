@@ -301,6 +301,13 @@ class Calibration:
         (folder / CALIBRATION).write_text(f"{json.dumps(asdict(self), allow_nan=False)}\n", encoding="utf-8")
 
 
+def known_levels(images: LevelsDataset, left_out: Sequence[int]) -> torch.Tensor:
+    """Levels of the images of all classes but these. [N, C, H, W]."""
+    if not left_out or images.labels is None:
+        return images.levels
+    return images.levels[~torch.isin(images.labels, torch.tensor(left_out))]
+
+
 def calibrate(
     checkpoint: Checkpoint,
     validation: LevelsDataset,
@@ -320,9 +327,7 @@ def calibrate(
     Raises:
         ValueError: fewer than 50 images, or a model without a likelihood of images.
     """
-    model, levels, labels = checkpoint.model, validation.levels, validation.labels
-    if left_out and labels is not None:
-        levels = levels[~torch.isin(labels, torch.tensor(left_out))]
+    model, levels = checkpoint.model, known_levels(validation, left_out)
     if len(levels) < MIN_IMAGES:
         told = f"dataset must have at least {MIN_IMAGES} validation images for a calibration"
         raise ValueError(f"{told}, got {len(levels)} of {describe_data(dataset).name}")

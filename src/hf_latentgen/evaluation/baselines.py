@@ -49,10 +49,8 @@ def baseline_scores(train_levels: np.ndarray, test_levels: np.ndarray, num_level
     for name, levels in (("train_levels", train_levels), ("test_levels", test_levels)):
         _check_levels(name, levels, num_levels)
     if train_levels.shape[1:] != test_levels.shape[1:]:
-        raise ValueError(
-            f"test_levels must have the image shape of train_levels, {train_levels.shape[1:]}, "
-            f"got {test_levels.shape[1:]}"
-        )
+        expected = f"the image shape of train_levels, {train_levels.shape[1:]}"
+        raise ValueError(f"test_levels must have {expected}, got {test_levels.shape[1:]}")
     num_dims = math.prod(test_levels.shape[1:])
     nats = {
         "order0": order0_nats(train_levels, test_levels, num_levels),

@@ -106,10 +106,8 @@ def image_nats(model: LatentGenModel, dataset: LevelsDataset, batch_size: int = 
         nats.append(output.negative_log_likelihood.double().cpu())
     scores = torch.cat(nats).numpy()
     if not np.isfinite(scores).all():
-        raise ValueError(
-            f"the scores of {(~np.isfinite(scores)).sum()} of {len(scores)} images are not finite: the weights are "
-            "damaged or the training diverged"
-        )
+        told = f"the scores of {(~np.isfinite(scores)).sum()} of {len(scores)} images are not finite"
+        raise ValueError(f"{told}: the weights are damaged or the training diverged")
     return scores
 
 
@@ -174,10 +172,8 @@ def evaluate_likelihood(
         importance_nll = -torch.cat(log_likelihood).numpy()
     wrong = ~np.isfinite(distortion + rate + (0 if importance_nll is None else importance_nll))
     if wrong.any():
-        raise ValueError(
-            f"the scores of {wrong.sum()} of {len(levels)} images are not finite, the first one of image "
-            f"{wrong.argmax()}: the weights are damaged or the training diverged"
-        )
+        told = f"the scores of {wrong.sum()} of {len(levels)} images are not finite, the first one of image"
+        raise ValueError(f"{told} {wrong.argmax()}: the weights are damaged or the training diverged")
     return LikelihoodScores(distortion, rate, importance_nll, num_importance_samples, model.config.num_dims)
 
 

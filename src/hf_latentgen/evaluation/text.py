@@ -90,10 +90,12 @@ def count_bytes(labels: Tensor) -> Tensor:
 def full_context(model: PreTrainedModel) -> int:
     """The ids before the one to predict that can change its probability: the windows of all layers, one upon another.
 
-    With a layer of full attention it is unbounded, and 8,192 stands for that.
+    With a layer of full attention it is unbounded, and 8,192 stands for that. With `max_position_embeddings` it is at
+    most half of them, so that as many can be scored at once.
     """
-    windows = model.config.head_windows
-    return 1 + sum(max(layer) - 1 for layer in windows) if all(windows) else 8192
+    windows, most = model.config.head_windows, model.config.max_position_embeddings
+    context = 1 + sum(max(layer) - 1 for layer in windows) if all(windows) else 8192
+    return context if most is None else min(context, max(most // 2, 1))
 
 
 def document_nats(
@@ -110,11 +112,15 @@ def document_nats(
     `optimizer` takes a step after each window, on the ids that have just been scored.
 
     Raises:
-        ValueError: `context` or `stride` is below 1.
+        ValueError: `context` or `stride` is below 1, or the context reaches `max_position_embeddings`.
     """
     for name, value in (("context", context), ("stride", stride)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if (most := getattr(model.config, "max_position_embeddings", None)) is not None:
+        if context >= most:
+            raise ValueError(f"context must be less than max_position_embeddings={most}, got {context}")
+        stride = min(stride, most - context)
     model.eval()
     ids = np.concatenate([[BOS_TOKEN_ID], np.frombuffer(content, np.uint8), [EOS_TOKEN_ID]])
     ids = torch.from_numpy(ids.astype(np.int64)).to(model.device)

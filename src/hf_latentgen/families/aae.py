@@ -59,7 +59,7 @@ def measure(checkpoint: Checkpoint, data: Data, options: Options) -> Measured:
     drawn = model.prior.sample(len(compared), torch.empty(0), generator).numpy()
     distance, p_value = energy_distance_test(compared, drawn, seed=seed)
     metrics |= {"code_energy_distance": distance, "code_energy_p_value": p_value}
-    if train.labels is not None and test.labels is not None:
+    if train.labels is not None and test.labels is not None and len(train.labels.unique()) > 1:
         train_codes = code_samples(model, train.levels, batch_size, seed)
         labels = train.labels.numpy(), test.labels.numpy()
         metrics["linear_probe_accuracy"] = linear_probe_accuracy(train_codes, labels[0], codes, labels[1])

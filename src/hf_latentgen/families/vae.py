@@ -28,7 +28,7 @@ NUM_SAMPLES = 64
 
 
 def measure(checkpoint: Checkpoint, data: Data, options: Options) -> Measured:
-    """The scores of a model on all test images. The linear probe is left out where the images have no labels."""
+    """The scores of a model on all test images. A linear probe needs labels of two classes."""
     measured = measure_likelihood(checkpoint, data, options)
     measured.metrics["reconstruction_mse"] = reconstruction_mse(checkpoint.model, data.test.levels, options.batch_size)
     return measured
@@ -45,7 +45,7 @@ def measure_likelihood(checkpoint: Checkpoint, data: Data, options: Options) -> 
     metrics = evaluate_likelihood(model, test.levels, batch_size, seed, num_samples).metrics()
     means, stds = posterior_moments(model, test.levels, batch_size)
     metrics["active_units"] = active_units(means)
-    if train.labels is not None and test.labels is not None:
+    if train.labels is not None and test.labels is not None and len(train.labels.unique()) > 1:
         train_means, _ = posterior_moments(model, train.levels, batch_size)
         labels = train.labels.numpy(), test.labels.numpy()
         metrics["linear_probe_accuracy"] = linear_probe_accuracy(train_means, labels[0], means, labels[1])

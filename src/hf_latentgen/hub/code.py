@@ -22,6 +22,8 @@ def save_with_code(pipe: LatentGenPipeline, folder: str | Path) -> Path:
     Each part lies in a folder of its own beside the one file that its class needs, with everything that the file
     imports of the package copied into it: diffusers fetches no second one.
     """
+    if not isinstance(pipe, LatentGenPipeline):
+        raise TypeError(f"pipe must be a LatentGenPipeline, got {type(pipe).__name__}")
     folder = Path(folder)
     pipe.save_pretrained(folder)
     write_code(pipe, folder, lambda part: single_file(part.__module__.split(".")[-1]))

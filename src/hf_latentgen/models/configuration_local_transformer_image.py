@@ -69,7 +69,9 @@ class LocalTransformerImageConfig(LocalTransformerConfig):
         """Rows up and columns to the right of a pixel's already seen neighbours, without the value just before it."""
         radius = self.context_radius
         above = [(up, right) for up in range(1, radius + 1) for right in sorted(range(-radius, radius + 1), key=abs)]
-        return above + [(0, -left) for left in range(2, radius + 1)]
+        # With several channels the value just before is another channel's, of the pixel itself but for the first.
+        nearest = 2 if self.num_channels == 1 else 1
+        return above + [(0, -left) for left in range(nearest, radius + 1)]
 
     @property
     def row_length(self) -> int:

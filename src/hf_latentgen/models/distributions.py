@@ -199,7 +199,8 @@ class Pixels:
         return _draw(self, output, generator)
 
     def _blank(self, dtype: torch.dtype) -> Tensor:
-        return torch.zeros(self.shape, dtype=dtype)
+        """Images to fill, on the device of the distribution."""
+        raise NotImplementedError
 
 
 def draw_levels(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -339,6 +340,9 @@ class LogisticMixturePixels(Pixels):
         """Each channel in turn, see [`Pixels`]."""
         for channel in range(levels.shape[1]):
             yield (slice(None), channel), LogisticMixtureValues(self._given(levels, channel), self.num_levels)
+
+    def _blank(self, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(self.shape, dtype=dtype, device=self.parameters.device)
 
     def _given(self, levels: Tensor, channel: int) -> Tensor:
         """The mixture of each value of a channel given those before it. [B, H, W, 3, K]."""

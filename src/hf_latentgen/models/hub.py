@@ -245,10 +245,8 @@ def snapshot(
             with weights.open("rb") as content:
                 actual = sha_fileobj(content).hex()
             if actual != declared:
-                raise OSError(
-                    f"{weights.name} of {name} is damaged: its SHA-256 is {actual}, the Hub says {declared}. "
-                    f"Delete {weights.resolve()} and load it again"
-                )
+                told = f"{weights.name} of {name} is damaged: its SHA-256 is {actual}, the Hub says {declared}"
+                raise OSError(f"{told}. Delete {weights.resolve()} and load it again")
     return Path(folder)
 
 

@@ -47,10 +47,8 @@ def uint8_from_levels(levels: np.ndarray | torch.Tensor, num_levels: int) -> np.
     check_num_levels(num_levels)
     # bool(...) of the negated comparison also catches NaN.
     if not bool(((levels >= 0) & (levels <= num_levels - 1)).all()):
-        raise ValueError(
-            f"levels must lie in 0 ... {num_levels - 1} (num_levels={num_levels}), "
-            f"got {levels.min()} ... {levels.max()}."
-        )
+        allowed = f"0 ... {num_levels - 1} (num_levels={num_levels})"
+        raise ValueError(f"levels must lie in {allowed}, got {levels.min()} ... {levels.max()}.")
     if isinstance(levels, torch.Tensor):
         return (levels.to(torch.float32) * 255 / (num_levels - 1)).round().to(torch.uint8)
     return np.rint(levels.astype(np.float32) * 255 / (num_levels - 1)).astype(np.uint8)
@@ -156,10 +154,8 @@ class LevelsImageProcessor(PilBackend):
         image = convert_image(image, num_channels, background, bool(do_convert_rgb))
         if image.size != (size.width, size.height):
             if not do_resize:
-                raise ValueError(
-                    f"images must be {size.height}x{size.width} (size; do_resize=False), "
-                    f"got {image.height}x{image.width}."
-                )
+                allowed = f"{size.height}x{size.width} (size; do_resize=False)"
+                raise ValueError(f"images must be {allowed}, got {image.height}x{image.width}.")
             image = image.resize((cast(int, size.width), cast(int, size.height)), resample)
         values = np.asarray(image)
         return values[None] if num_channels == 1 else np.moveaxis(values, -1, 0)
@@ -248,10 +244,8 @@ def _uint8_from_array(image: np.ndarray | torch.Tensor) -> np.ndarray:
         raise ValueError(f"images must hold integers 0 ... 255 or floats in [0, 1], got dtype {image.dtype}.")
     highest = 1 if is_float else 255
     if not ((image >= 0) & (image <= highest)).all():
-        raise ValueError(
-            f"images of dtype {image.dtype} must lie in 0 ... {highest} without NaN, "
-            f"got {image.min()} ... {image.max()}."
-        )
+        told = f"images of dtype {image.dtype} must lie in 0 ... {highest} without NaN"
+        raise ValueError(f"{told}, got {image.min()} ... {image.max()}.")
     return np.rint(image * 255).astype(np.uint8) if is_float else image.astype(np.uint8)
 
 

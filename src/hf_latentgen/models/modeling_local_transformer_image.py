@@ -235,6 +235,7 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
             ValueError: an argument is out of range.
         """
         self._check_images(pixel_values)
+        check_generator(generator)
         if labels is None and self.num_sample_classes:
             odds = torch.ones(self.num_sample_classes, device=None if generator is None else generator.device)
             drawn = torch.multinomial(odds, pixel_values.shape[0], replacement=True, generator=generator)
@@ -242,7 +243,6 @@ class LocalTransformerForImageGeneration(LocalTransformerPreTrainedModel):
         self._check_labels(labels, pixel_values.shape[0])
         config = self.config
         check_completion(config.image_size, rows, output, temperature)
-        check_generator(generator)
         values = self._sequence(pixel_values.clone())
         shown = values.float() if output == "mean" else values
         steps = self.steps(values, labels)

@@ -120,21 +120,20 @@ class LatentGenPipeline(DiffusionPipeline):
             raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
         if not isinstance(temperature, Real) or not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be a number above 0 and finite, got {temperature!r}")
+        kind = type(self.model).__name__ if self.denoiser is None else "latents that a denoiser draws"
         if temperature != 1 and not self.has_temperature:
-            kind = type(self.model).__name__ if self.denoiser is None else "latents that a denoiser draws"
             raise ValueError(f"temperature must be 1 for {kind}, got {temperature}")
         if self.denoiser is None and num_inference_steps is not None:
             raise ValueError(f"num_inference_steps must be None without a denoiser, got {num_inference_steps}")
         if images is None and rows is not None:
             raise ValueError(f"rows must be None without images to complete, got {rows}")
-        if images is not None and not self.model.can_complete:
-            raise ValueError(
-                f"images can be completed by a model that draws pixel by pixel only, got a {self.model.kind}"
-            )
+        draws_by_row = self.model.can_complete and self.denoiser is None
+        if images is not None and not draws_by_row:
+            raise ValueError(f"images can be completed by a model that draws pixel by pixel only, got {kind}")
         options = {"generator": generator, "output": output}
         if self.has_temperature:
             options["temperature"] = temperature
-        if self.model.can_complete:
+        if draws_by_row:
             levels = self._draw_by_row(batch_size, class_labels, images, rows, options)
         elif self.denoiser is not None:
             self._labels(class_labels, batch_size)

@@ -70,7 +70,7 @@ def decompress_command(file: str, folder: str, model: str | None, revision: str 
 def size_on_disk(
     folder: Path, data_dir: str | None = None, families: tuple[Family, ...] = FAMILIES
 ) -> tuple[str, float, float]:
-    """The score of a row by name, its value, and what a file of all of the row's test split costs in that unit.
+    """The score of a row by name, its value, and what a file of all of the row's split costs in that unit.
 
     Another process decodes the file with the command, and each image or byte is compared.
 
@@ -85,7 +85,9 @@ def size_on_disk(
         raise ValueError(f"row must have one of {', '.join(scores)} to be proved by a file, got {results.row}")
     checkpoint = load(folder, device="cpu")
     processor = checkpoint.processor
-    test = find_family(results.model_type, families).load_data(checkpoint, results.dataset, "test", data_dir).test
+    test = (
+        find_family(results.model_type, families).load_data(checkpoint, results.dataset, results.split, data_dir).test
+    )
     is_text = checkpoint.model.config.reads_text
     data: Any = b"".join(test) if is_text else test.levels
     with tempfile.TemporaryDirectory() as place:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from hf_latentgen.evaluation.anomaly import MIN_IMAGES, Calibration, calibrate, methods_of
+from hf_latentgen.evaluation.anomaly import MIN_IMAGES, Calibration, calibrate, known_levels, methods_of
 from hf_latentgen.evaluation.likelihood import MOST_SAMPLES, OTHER_PASSES, affordable_samples
 from hf_latentgen.evaluation.metrics import STANDARD_ERROR
 from hf_latentgen.evaluation.pictures import score_history
@@ -28,7 +28,7 @@ from hf_latentgen.evaluation.provenance import (
 from hf_latentgen.evaluation.results import FILE, Results
 from hf_latentgen.families import FAMILIES, find_family
 from hf_latentgen.families.family import Family, Options
-from hf_latentgen.hub.files import CONFIGS, PIPELINE_FILES, WEIGHTS, has_weights, weights_sha256
+from hf_latentgen.hub.files import CALIBRATION, CONFIGS, PIPELINE_FILES, WEIGHTS, has_weights, weights_sha256
 from hf_latentgen.hub.loading import Checkpoint, load
 from hf_latentgen.models.networks import matrix_layers
 from hf_latentgen.rows.cards import CHANGES_NOTHING, duration
@@ -149,8 +149,8 @@ def evaluate(
     results = with_repeats(results, repeats)
     pictures = family.draw(checkpoint, data, results, options.seed) | draw_history(results, family)
     calibration = None
-    if denoiser is None and methods_of(checkpoint.model) and len(data.validation) >= MIN_IMAGES:
-        left_out = dataset_options.get("leave_out_classes", ())
+    left_out = dataset_options.get("leave_out_classes", ())
+    if denoiser is None and methods_of(checkpoint.model) and len(known_levels(data.validation, left_out)) >= MIN_IMAGES:
         # The regret takes minutes, which nobody who wants a score has asked for.
         quick = {"left_out": left_out, "with_regret": False}
         with half:
@@ -304,9 +304,12 @@ def write_evaluation(evaluation: Evaluation, checkpoint: Path, folder: Path) -> 
         for path in drawn.glob("*_epoch_*.png"):
             shutil.copy(path, staging / "images")
         results, calibration = evaluation.results, evaluation.calibration
+        if calibration is not None and _is_fuller(checkpoint, calibration):
+            calibration = Calibration.read(checkpoint)
         folder.mkdir(parents=True, exist_ok=True)
         if checkpoint.resolve() != folder.resolve():
-            for name in KEPT_FILES:
+            # A calibration that the folder holds may be fuller, and stays then.
+            for name in (name for name in KEPT_FILES if calibration is None or name != CALIBRATION):
                 source, target = checkpoint / name, staging / name
                 if source.is_file():
                     target.parent.mkdir(exist_ok=True)

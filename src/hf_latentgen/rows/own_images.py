@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from hf_latentgen.data import load_images
 from hf_latentgen.data.looks import Looks, look_at
+from hf_latentgen.hub.files import has_weights
 from hf_latentgen.hub.loading import Checkpoint, new_model
 from hf_latentgen.models.modeling_latentgen import LatentGenModel
 from hf_latentgen.rows.cards import duration
@@ -48,6 +49,8 @@ def folder_recipe(
             family, or as in [`load_recipe`].
     """
     words = list(overrides or [])
+    if has_weights(Path(folder)):
+        raise ValueError(f"{folder} is a checkpoint and no folder of images: train its recipe --from {folder}")
     if Path(folder).name in ("", ".."):
         folder = str(Path(folder).resolve())
     # The name of a folder may be that of a data set, as that of the photos is.

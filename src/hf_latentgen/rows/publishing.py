@@ -49,10 +49,8 @@ def prepare_upload(
     contents: dict[str, Path | bytes] = {name: folder / name for name in model_files(folder)}
     results = Results.read(folder)
     if not is_row(results) and (choices is None or choices.license is None):
-        raise ValueError(
-            f"license must be chosen for {folder}, which is no row of hf-latentgen: --license with the name that the "
-            "Hub has for it, such as apache-2.0, mit, cc-by-4.0 or other"
-        )
+        told = f"license must be chosen for {folder}, which is no row of hf-latentgen: --license with"
+        raise ValueError(f"{told} the name that the Hub has for it, such as apache-2.0, mit, cc-by-4.0 or other")
     loaded = _load_measured(folder, results)
     if CALIBRATION in contents:
         Calibration.read(folder)
@@ -84,8 +82,6 @@ def _load_measured(folder: Path, results: Results) -> Checkpoint:
         measured["weights_sha256"] = (weights_sha256(folder), results.weights_sha256)
     for name, (actual, told) in measured.items():
         if actual != told:
-            raise ValueError(
-                f"{folder} does not hold the model that was measured: its {name} is {actual}, that in results.json is "
-                f"{told}; evaluate this checkpoint again"
-            )
+            different = f"its {name} is {actual}, that in results.json is {told}; evaluate this checkpoint again"
+            raise ValueError(f"{folder} does not hold the model that was measured: {different}")
     return loaded

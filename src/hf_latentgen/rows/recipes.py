@@ -16,12 +16,14 @@ from yaml import YAMLError
 from hf_latentgen.evaluation.provenance import git_commit, hardware, public_command, versions
 from hf_latentgen.families import FAMILIES, find_family
 from hf_latentgen.families.family import Family, Setup
+from hf_latentgen.hub.files import has_weights
 from hf_latentgen.hub.loading import Checkpoint
 from hf_latentgen.rows.verdict import judge
 from hf_latentgen.training.resume import (
     check_checkpoint_files,
     check_resumed_settings,
     complete_checkpoints,
+    earlier_parts,
     record_part,
 )
 from hf_latentgen.training.trainer import LatentTrainer
@@ -175,8 +177,8 @@ def train_recipe(
         resume: go on from the last complete checkpoint in `output_dir`.
 
     Raises:
-        ValueError: checkpoints are missing for `resume`, or there without it, or the model section is overridden
-            although the model comes from a checkpoint, or the checkpoint is of another family.
+        ValueError: checkpoints are missing for `resume`, or a model is there without it, or the model section is
+            overridden although the model comes from a checkpoint, or the checkpoint is of another family.
         PermissionError: `output_dir` cannot be written.
     """
     output_dir = Path(output_dir or Path("runs", recipe.row))
@@ -185,11 +187,19 @@ def train_recipe(
         raise ValueError(f"cannot resume: {output_dir} holds no complete checkpoint (a folder checkpoint-<step>)")
     if not resume and last_checkpoint is not None:
         raise ValueError(f"{output_dir} holds {last_checkpoint.name} already: resume it, or name another output folder")
+    if not resume and has_weights(output_dir):
+        raise ValueError(f"{output_dir} holds a model already: name another output folder")
     if checkpoint is not None:
         check_start(recipe, checkpoint)
-    arguments = recipe.family.arguments(output_dir=str(output_dir), **recipe.training)
+    arguments, step = recipe.family.arguments(output_dir=str(output_dir), **recipe.training), 0
     if resume and last_checkpoint is not None:
+        step = int(last_checkpoint.name.split("-")[1])
+        if 0 < arguments.max_steps < step:
+            raise ValueError(
+                f"training.max_steps must be at least the {step} of {last_checkpoint.name}, got {arguments.max_steps}"
+            )
         # The trainer asks as well; here it costs no data.
+        earlier_parts(output_dir, {"first_step": step, "dataset": recipe.dataset, "model": recipe.model})
         check_resumed_settings(arguments, last_checkpoint)
         check_checkpoint_files(last_checkpoint, bool(arguments.ema_decay))
     set_seed(arguments.seed)
@@ -203,7 +213,6 @@ def train_recipe(
         commit = git_commit()
         record = run_record(trainer, recipe, checkpoint, commit)
         told = ("dataset", "model", "training", "overrides", "train_command", "git_commit", "hardware", "versions")
-        step = int(last_checkpoint.name.split("-")[1]) if resume and last_checkpoint is not None else 0
         part = _Part(output_dir, {"first_step": step, **{key: record[key] for key in told}})
         trainer.add_callback(part)
         trainer.train(resume_from_checkpoint=str(last_checkpoint) if resume else None)

@@ -61,7 +61,7 @@ def verify_row(
     data = family.load_data(checkpoint, results.dataset, results.split, data_dir)
     seed, batch_size = results.evaluation.get("seed", 0), results.evaluation.get("batch_size", 128)
     named = option_value(results.evaluate_command, "--classifier") if "classifier" in family.options else None
-    classifier = None if named is None else load(Path(named).name)
+    classifier = None if named is None else load(named if Path(named).is_dir() else Path(named).name)
     found = family.verify(checkpoint, data, Options(batch_size=batch_size, seed=seed, classifier=classifier))
     scores = {}
     for name, value in found.items():

@@ -85,8 +85,11 @@ class AdversarialTrainer(LatentTrainer):
         """The optimizer of the training arguments, with a group of parameters for each player."""
         if self.optimizer is None:
             args = self.args
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, self.model)
-            rate = args.learning_rate if args.discriminator_learning_rate is None else args.discriminator_learning_rate
+            optimizer_class, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
+                args, self.model
+            )
+            rate = args.discriminator_learning_rate
+            rate = options.get("lr", args.learning_rate) if rate is None else rate
             discriminator: dict = {"lr": rate}
             if "betas" in options:
                 discriminator["betas"] = (args.discriminator_beta1, options["betas"][1])

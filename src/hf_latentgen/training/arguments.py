@@ -102,20 +102,16 @@ class LatentTrainingArguments(TrainingArguments):
         if any(not isinstance(epoch, Integral) or isinstance(epoch, bool) or epoch < 0 for epoch in self.sample_epochs):
             raise ValueError(f"sample_epochs must be whole numbers of at least 0, got {self.sample_epochs}")
         if self.label_smoothing_factor:
-            raise ValueError(
-                f"label_smoothing_factor must be 0: these losses take no smoothed labels, "
-                f"got {self.label_smoothing_factor}"
-            )
+            told = "label_smoothing_factor must be 0: these losses take no smoothed labels"
+            raise ValueError(f"{told}, got {self.label_smoothing_factor}")
         super().__post_init__()
         installed = get_available_reporting_integrations()
         if missing := [name for name in self.report_to or [] if name not in installed]:
             allowed = ", ".join(["none", *installed])
             raise ValueError(f"report_to must be among {allowed}, which are installed, got {', '.join(missing)}")
         if self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
-            raise ValueError(
-                f"hub_strategy must be 'end' or 'every_save', because whole checkpoints hold pickles, which are never "
-                f"published, got {str(HubStrategy(self.hub_strategy).value)!r}"
-            )
+            told = "hub_strategy must be 'end' or 'every_save', as checkpoints hold pickles, which are never published"
+            raise ValueError(f"{told}, got {str(HubStrategy(self.hub_strategy).value)!r}")
 
     def _check_types(self) -> None:
         """Raises `ValueError` unless each field that takes only numbers or truth values has one."""

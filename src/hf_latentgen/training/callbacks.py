@@ -1,5 +1,6 @@
 """Callbacks: the picture grids drawn during training, its progress bar, and what a trainer does by itself."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback
+from transformers.trainer_utils import has_length
 
 from hf_latentgen.evaluation.pictures import image_grid, reconstruction_grid
 
@@ -46,9 +48,13 @@ class ImageGridCallback(TrainerCallback):
             self._draw(0, args, state, model)
 
     def on_epoch_end(self, args, state, control, model=None, **kwargs):
-        """Draws the grids of the epoch that has ended; one that `max_steps` cuts short is none."""
-        if state.epoch == round(state.epoch):
-            self._draw(round(state.epoch), args, state, model)
+        """Draws the grids of the epoch that has ended; one that `max_steps` cuts short is none.
+
+        But for a stream, of which nobody knows the length: each pass is an epoch.
+        """
+        epoch = state.epoch if has_length(kwargs["train_dataloader"]) else math.ceil(state.epoch)
+        if epoch == round(epoch):
+            self._draw(round(epoch), args, state, model)
 
     def _draw(self, epoch, args, state, model):
         if epoch not in self.epochs or not state.is_world_process_zero:

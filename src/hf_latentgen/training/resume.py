@@ -121,11 +121,10 @@ def check_checkpoint_files(checkpoint: Path, is_averaged: bool) -> None:
             raise ValueError(f"cannot resume from {checkpoint}: {name} is damaged or cut off")
 
 
-def record_part(output_dir: Path, part: dict) -> list[dict]:
-    """The parts of a training up to this one, which is added to those that the output folder tells.
+def earlier_parts(output_dir: Path, part: dict) -> list[dict]:
+    """The parts of a training before this one, as the output folder tells.
 
-    Parts that began at the same step or later are left out: this one starts before what they did. All processes of a
-    training may call it; what they write is the same.
+    Parts that began at the same step or later are left out: this one starts before what they did.
 
     Args:
         output_dir: folder of the training.
@@ -140,15 +139,22 @@ def record_part(output_dir: Path, part: dict) -> list[dict]:
     parts = [earlier for earlier in parts if earlier["first_step"] < part["first_step"]]
     if part["first_step"] and not parts:
         raise ValueError(f"cannot resume: {path}, which says what the training began with, is missing")
-    part = json.loads(json.dumps(part))
     for section in SHARED_SECTIONS if parts else ():
-        before, now = parts[0][section], part[section]
+        before, now = parts[0][section], json.loads(json.dumps(part[section]))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key):
                 told = f"{section}.{key} must be {before.get(key)!r}, as when it began, got {now.get(key)!r}"
                 raise ValueError(f"cannot resume the training in {output_dir} with another {section}: {told}")
-    parts.append(part)
-    path.write_text(json.dumps(parts, indent=2) + "\n")
+    return parts
+
+
+def record_part(output_dir: Path, part: dict) -> list[dict]:
+    """The parts of a training up to this one, which is added to those that the output folder tells.
+
+    All processes of a training may call it; what they write is the same. Arguments and errors as in `earlier_parts`.
+    """
+    parts = [*earlier_parts(output_dir, part), json.loads(json.dumps(part))]
+    (output_dir / PARTS).write_text(json.dumps(parts, indent=2) + "\n")
     return parts
 
 

@@ -1,6 +1,7 @@
 """What the trainers of all families share."""
 
 import contextlib
+import copy
 import functools
 import inspect
 import time
@@ -101,6 +102,7 @@ class LatentTrainer(Trainer):
         # Losses are means over the examples of a batch, whatever else a model could do.
         self.model_accepts_loss_kwargs = False
         if args.metric_for_best_model == "bits_per_dim":
+            self.args = args = copy.copy(args)  # A trainer of another family may be given the same.
             args.metric_for_best_model = self.score
         for name, allowed in {"ema_decay": 0, "muon_learning_rate": None}.items():
             if (value := getattr(args, name)) and self.is_fsdp_enabled:
@@ -186,6 +188,8 @@ class LatentTrainer(Trainer):
         The weight is by default the share of a batch in its step, so that each step counts as much as another.
         """
         weight = self._share if weight is None else weight
+        # Without logs they would never be cleared.
+        parts = {} if self.args.logging_strategy == "no" else parts
         for name, value in parts.items():
             value = value.detach().float()
             self._parts[name].append(torch.stack([value * weight, torch.ones_like(value) * weight]))
@@ -215,18 +219,13 @@ class LatentTrainer(Trainer):
             self._average.restore(parameters)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        """Batches of training data.
-
-        Raises:
-            ValueError: `dataloader_drop_last` leaves none.
-        """
+        """Batches of training data. Raises: ValueError where `dataloader_drop_last` leaves none."""
         loader = super().get_train_dataloader()
         self._is_stream = not has_length(loader)
         if not self._is_stream and len(loader) == 0:
-            raise ValueError(
-                f"per_device_train_batch_size must be at most {self.num_examples(loader)}, the number of training "
-                f"examples, with dataloader_drop_last, got {self.args.per_device_train_batch_size}"
-            )
+            most = f"{self.num_examples(loader)}, the number of training examples, with dataloader_drop_last"
+            size = self.args.per_device_train_batch_size
+            raise ValueError(f"per_device_train_batch_size must be at most {most}, got {size}")
         if self.args.dataloader_persistent_workers:
             # Workers draw a seed when they start: in the first epoch, or in the first after resuming. The noise that
             # is trained with must not depend on when.
@@ -438,7 +437,8 @@ class LatentTrainer(Trainer):
         position = read_position(Path(str(checkpoint)), self._is_stream) if is_resumed else None
         # To transformers a stream is one epoch without an end, whatever passes were made over it.
         self._position = position or (0, 0)
-        return position or place
+        # Where no step is left, transformers would take one more.
+        return (arguments[2], 0) if self.state.global_step >= arguments[0] else position or place
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
