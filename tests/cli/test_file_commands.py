@@ -91,6 +91,8 @@ def test_texts_are_scored_in_bits_per_byte(command, refused, here):
     assert only["file"] == "play.txt"
     assert only["bits per byte"] == pytest.approx(8, abs=1)
     assert "cannot" not in command("score play.txt --model model")
+    (here / "empty.txt").touch()
+    assert "empty.txt must be a file that is not empty" in refused("score empty.txt --model model")
     # Texts are not scored in batches.
     line = refused("evaluate model --data . --batch-size 4")
     assert "batch_size is of no use for local-attention transformers over bytes" in line
@@ -99,7 +101,7 @@ def test_texts_are_scored_in_bits_per_byte(command, refused, here):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ("nowhere --model {vae}", "nowhere must be a file, or a folder that holds images"),
+        ("nowhere --model {vae}", "nowhere must be a file that is not empty, or a folder that holds images"),
         ("images/notes.txt --model {vae}", "images/notes.txt must be an image that can be read"),
         ("images --model aae_digits", "model must have a likelihood to score files"),
     ],
@@ -142,8 +144,14 @@ def test_a_file_says_which_row_compressed_it(command, digits, here):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ("compress nowhere --model {vae} -o a.hlg", "nowhere must be a file, or a folder that holds images"),
-        ("compress empty --model {vae} -o a.hlg", "empty must be a file, or a folder that holds images"),
+        (
+            "compress nowhere --model {vae} -o a.hlg",
+            "nowhere must be a file that is not empty, or a folder that holds images",
+        ),
+        (
+            "compress empty --model {vae} -o a.hlg",
+            "empty must be a file that is not empty, or a folder that holds images",
+        ),
         ("compress digits --model aae_digits -o a.hlg", "model must have a likelihood"),
         ("compress digits --model {vae} -o mine", "mine exists; it is replaced with overwrite=True (--force)"),
         ("compress digits --model {vae} -o a.hlg --adapt", "adapt must be False for a model of images"),

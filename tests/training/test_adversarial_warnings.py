@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from hf_latentgen import AAEForImageClassification
 from hf_latentgen.training import adversarial
 from training_common import AtStep, fill, logs_of_training, messages
 
@@ -103,3 +104,10 @@ def test_each_kind_of_warning_is_given_once(make_adversary, caplog):
     for kind, message in (("one", "the same word"), ("two", "the same word"), ("one", "another text")):
         trainer._warn(kind, message)
     assert messages(caplog) == ["the same word"] * 2
+
+
+def test_a_classifier_without_labels_is_told_of_them_once(make_adversary, labelled_digits, digits, caplog):
+    for data, expected in ((digits, 1), (labelled_digits, 0)):
+        caplog.clear()
+        make_adversary(model_class=AAEForImageClassification, data=data, max_steps=2).train()
+        assert sum("no labels" in message for message in messages(caplog)) == expected

@@ -59,13 +59,13 @@ def list_files(path: Path, images: bool) -> list[Path]:
     Raises:
         FileNotFoundError: there is none.
     """
-    if path.is_file():
+    if path.is_file() and (images or path.stat().st_size):
         return [path]
     kind, endings = ("images", image_suffixes()) if images else ("files", set())
     files = [path / name for name in walk_files(path)] if path.is_dir() else []
     found = [file for file in files if (file.suffix.lower() in endings if images else file.stat().st_size)]
     if not found:
-        raise FileNotFoundError(f"{path} must be a file, or a folder that holds {kind}, found none")
+        raise FileNotFoundError(f"{path} must be a file that is not empty, or a folder that holds {kind}, found none")
     return found
 
 

@@ -92,8 +92,8 @@ VLAE = Family(
     tags=("variational-autoencoder", "variational-lossy-autoencoder", "autoregressive", "image-generation"),
     captions={
         "same_code.png": "Test images, and five drawings of the code of each: what differs is not in the code",
-        "same_code_groups_1.png": "Test images, and drawings of the first group of their latents, the others drawn anew",
-        "same_code_groups_2.png": "Test images, and drawings of two groups of their latents, the others drawn anew",
+        "same_code_groups_1.png": "Test images, and drawings of the first group of their latents, the others drawn",
+        "same_code_groups_2.png": "Test images, and drawings of two groups of their latents, the others drawn",
         "completions.png": "Test images, and seven ways to go on from the upper half of each",
     },
     best_by=("mnist", "bits_per_dim"),

@@ -110,6 +110,11 @@ class AdversarialTrainer(LatentTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The objective of both players, and the model's output when asked for. Scalar."""
+        is_classifier = isinstance(self.model, AAEForImageClassification) and self.model.config.num_clusters is None
+        if is_classifier and "labels" not in inputs:
+            self._warn(
+                "unlabelled", "a batch has no labels, so no class is learned from it: LevelsDataset(with_labels=True)"
+            )
         outputs = model(**inputs, sample_posterior=True, sample_prior=True, return_loss=True)
         parts = {name: outputs[name].mean() for name in PER_IMAGE if outputs.get(name) is not None}
         if outputs.real_loss is not None:
