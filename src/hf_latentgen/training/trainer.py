@@ -102,7 +102,8 @@ class LatentTrainer(Trainer):
         # Losses are means over the examples of a batch, whatever else a model could do.
         self.model_accepts_loss_kwargs = False
         if args.metric_for_best_model == "bits_per_dim":
-            self.args = args = copy.copy(args)  # A trainer of another family may be given the same.
+            # A trainer of another family may be given the same.
+            self.args = args = copy.copy(args)
             args.metric_for_best_model = self.score
         for name, allowed in {"ema_decay": 0, "muon_learning_rate": None}.items():
             if (value := getattr(args, name)) and self.is_fsdp_enabled:
@@ -223,9 +224,8 @@ class LatentTrainer(Trainer):
         loader = super().get_train_dataloader()
         self._is_stream = not has_length(loader)
         if not self._is_stream and len(loader) == 0:
-            most = f"{self.num_examples(loader)}, the number of training examples, with dataloader_drop_last"
-            size = self.args.per_device_train_batch_size
-            raise ValueError(f"per_device_train_batch_size must be at most {most}, got {size}")
+            told = f"per_device_train_batch_size must be at most {self.num_examples(loader)}, the number of training"
+            raise ValueError(f"{told} examples, with dataloader_drop_last, got {self.args.per_device_train_batch_size}")
         if self.args.dataloader_persistent_workers:
             # Workers draw a seed when they start: in the first epoch, or in the first after resuming. The noise that
             # is trained with must not depend on when.
