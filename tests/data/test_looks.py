@@ -47,3 +47,9 @@ def test_broken_images_are_passed_over(tmp_path, colours):
     for path in tmp_path.rglob("*.png"):
         path.write_bytes(b"broken")
     assert look_at(load_images(tmp_path, "train")) is None
+
+
+def test_the_last_images_are_looked_at_too(colours):
+    grey = np.repeat(colours[:31, ..., :1], 3, axis=-1)
+    grey[16:] = colours[16:31]
+    assert look_at(dataset_from_arrays(grey, split="train")).has_colours is True

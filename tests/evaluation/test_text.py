@@ -174,3 +174,12 @@ def test_a_model_of_so_many_positions_is_scored_in_windows_that_fit():
     assert scores[1] == pytest.approx(scores[0], rel=0.1)
     with pytest.raises(ValueError, match="context must be less than max_position_embeddings=12, got 12"):
         document_nats(models[1], CONTENT, 12)
+
+
+def test_a_text_goes_on_as_far_as_the_positions_reach():
+    fields = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "window": 5}
+    config = LocalTransformerConfig(max_position_embeddings=20, eos_token_id=None, **fields)
+    torch.manual_seed(0)
+    text = sample_text(LocalTransformerForCausalLM(config).eval(), bytes(range(97, 123)))
+    assert text.startswith("abcdefghijklmnopqr")
+    assert "s" not in text[18:19]

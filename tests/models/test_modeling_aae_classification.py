@@ -242,8 +242,15 @@ def test_batch_norm_needs_two_images_in_training(levels):
         model.train()(levels[:1])
 
 
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32])
+def test_labels_may_be_whole_numbers_of_any_size(levels, dtype):
+    model = make_model()
+    expected = model(levels, labels=LABELS).supervised_loss
+    assert torch.equal(model(levels, labels=LABELS.to(dtype)).supervised_loss, expected)
+
+
 def test_labels_are_refused_with_clusters(levels):
-    message = "labels must be None with num_clusters=6: clusters have no labels"
+    message = "labels must be None with num_clusters=6, got some"
     with pytest.raises(ValueError, match=message):
         make_model(num_clusters=6)(levels, labels=LABELS)
 

@@ -234,6 +234,20 @@ def test_packed_documents_are_independent():
 
 
 @torch.no_grad()
+def test_packed_documents_stay_apart_beside_padding():
+    model = build()
+    tokens = ids(2, 12)
+    positions = torch.tensor([[*range(5), *range(5), 0, 0], [0, 0, *range(10)]])
+    mask = torch.tensor([[1] * 10 + [0] * 2, [0] * 2 + [1] * 10])
+    packed = model(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    for row, part in ((0, slice(0, 5)), (0, slice(5, 10)), (1, slice(2, 12))):
+        alone = model(input_ids=tokens[row : row + 1, part], use_cache=False).logits
+        torch.testing.assert_close(packed[row : row + 1, part], alone, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="attention_mask"):
+        model(input_ids=tokens, attention_mask=mask[:, :7], position_ids=positions, use_cache=False)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("variant", ALL)
 @pytest.mark.parametrize("length", [7, 8, 9, 16, 40])
 def test_cached_equals_uncached_and_the_cache_stays_small(variant, length):

@@ -321,7 +321,7 @@ def test_what_may_become_a_row(checkpoint, tmp_path):
     with pytest.raises(ValueError, match=r"cannot become a row: it was trained from \./runs/other"):
         check_row(checkpoint)
     (checkpoint / "run.json").unlink()
-    with pytest.raises(ValueError, match=r"cannot become a row: it lacks run\.json"):
+    with pytest.raises(ValueError, match=r"cannot become a row: it lacks its weights, or run\.json"):
         check_row(checkpoint)
 
 

@@ -18,7 +18,8 @@ from hf_latentgen.evaluation.clusters import classification_error, name_clusters
 from hf_latentgen.evaluation.features import in_domain_scores
 from hf_latentgen.evaluation.results import Results
 from hf_latentgen.evaluation.samples import code_samples, drawn_samples
-from hf_latentgen.families.family import Options
+from hf_latentgen.families.family import Options, Setup
+from hf_latentgen.families.inputs import image_parts
 from hf_latentgen.rows.cards import card_text
 from hf_latentgen.rows.evaluation import evaluate, write_evaluation
 from rows_common import save_checkpoint, write_run
@@ -162,3 +163,19 @@ def test_clusters_are_named_by_their_surest_image(digits):
     probabilities = model.eval().code_probabilities(digits["test"].levels)
     for cluster, name in enumerate(names):
         assert name == digits["test"].labels[probabilities[:, cluster].argmax()].item()
+
+
+def test_labels_of_other_classes_measure_nothing(checkpoint, monkeypatch, caplog):
+    path = checkpoint("classifier", AAEForImageClassification, id2label={n: f"class {n}" for n in range(10)})
+    found = evaluate(load(path), options=Options())
+    assert "test_error" not in found.results.metrics
+    assert any("the classes of digits are not those of the model" in message for message in caplog.messages)
+    digits = {n: str(n) for n in range(10)}
+    path = checkpoint("digits", AAEForImageClassification, id2label=digits, label2id={v: n for n, v in digits.items()})
+    assert "test_error" in evaluate(load(path), options=Options()).results.metrics
+
+
+def test_a_classifier_is_not_trained_on_other_classes(checkpoint):
+    path = checkpoint("classifier", AAEForImageClassification, id2label={n: f"class {n}" for n in range(10)})
+    with pytest.raises(ValueError, match="dataset must have the classes of .*classifier, got"):
+        image_parts(Setup({}, {"name": "digits"}, None, 0, load(path), None), needs_labels=True)

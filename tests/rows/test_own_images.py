@@ -154,3 +154,26 @@ def test_a_checkpoint_is_no_folder_of_images(folder, tmp_path):
     Image.new("L", (8, 8)).save(run / "images" / "samples.png")
     with pytest.raises(ValueError, match="is a checkpoint and no folder of images: train its recipe --from"):
         folder_recipe(str(run))
+
+
+def test_a_folder_in_another_one_is_no_data_set_of_the_hub(folder):
+    (folder.parent / "data").mkdir()
+    folder.rename(folder.parent / "data" / "dogs")
+    assert folder_recipe("data/dogs", NARROW)[0].dataset["name"] == "./data/dogs"
+
+
+def test_the_time_counts_each_evaluation(folder, monkeypatch):
+    monkeypatch.setattr("hf_latentgen.rows.own_images.step_seconds", lambda *_: 1.0)
+    words = [word for word in NARROW if "max_steps" not in word] + ["training.max_steps=1000"]
+    _, shares = folder_recipe("photos", [*words, "training.eval_steps=0.01"])
+    _, steps = folder_recipe("photos", [*words, "training.eval_steps=10", "training.save_steps=10"])
+    assert shares[-1] == steps[-1]
+
+
+def test_images_that_are_left_out_are_named_by_their_place_in_the_folder(folder):
+    for name in ("a", "b"):
+        (folder / "train" / name).mkdir()
+        (folder / "train" / name / "bad.png").write_bytes(b"no image")
+    recipe, _ = folder_recipe("photos", [*NARROW, "dataset.skip_broken=true"])
+    run = json.loads((train_recipe(recipe, "runs/photos") / "run.json").read_text())
+    assert sorted(run["skipped"]) == ["train/a/bad.png", "train/b/bad.png"]

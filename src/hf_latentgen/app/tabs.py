@@ -362,9 +362,7 @@ def bits_tab(checkpoints: Checkpoints) -> None:
     def counted(levels_of: Any) -> tuple[str, list]:
         with readable_errors():
             if not fitting:
-                raise ValueError(
-                    "This needs a model of images that has a likelihood: a VAE or a transformer of pixels."
-                )
+                raise ValueError("This needs a model of images with a likelihood: a VAE or a transformer of pixels.")
             found, maps = [], []
             for checkpoint in fitting:
                 levels = levels_of(checkpoint)

@@ -199,7 +199,8 @@ class ByteCodec:
         """A step on the bytes since the last one, those of chunks that have not ended."""
         assert self.optimizer is not None
         stop = ids.shape[1]
-        window = ids[:, max(stop - ADAPT_STRIDE - ADAPT_CONTEXT, 0) :]
+        seen = min(ADAPT_STRIDE + ADAPT_CONTEXT, self.model.config.max_position_embeddings or stop)
+        window = ids[:, max(stop - seen, 0) :]
         labels = window.clone()
         labels[:, :-ADAPT_STRIDE] = -100
         past = torch.arange(stop - window.shape[1], stop) > torch.tensor(lengths).unsqueeze(1)

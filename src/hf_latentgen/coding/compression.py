@@ -334,11 +334,9 @@ def exact_levels(image: Image.Image | Tensor | np.ndarray, processor: LevelsImag
         return np.asarray(image)[None]
     levels = processor(image, do_resize=False, do_convert_rgb=False, return_tensors="np")["pixel_values"]
     if processor.post_process_images(levels)[0].tobytes() != image.tobytes():
-        raise ValueError(
-            f"images must stand upright, without an EXIF turn, and hold the grey values of num_levels="
-            f"{processor.num_levels} levels, as post_process_images gives them, got others: they would not come back; "
-            "compress processor(images)['pixel_values'] instead"
-        )
+        allowed = f"the grey values of num_levels={processor.num_levels} levels, as post_process_images gives them"
+        remedy = "they would not come back; compress processor(images)['pixel_values'] instead"
+        raise ValueError(f"images must stand upright, without an EXIF turn, and hold {allowed}, got others: {remedy}")
     return levels
 
 

@@ -165,10 +165,9 @@ def read_idx(path: Path, num_dims: int) -> np.ndarray:
     content, _ = _read_bytes(path)
     magic, header = bytes([0, 0, 8, num_dims]), 4 + 4 * num_dims
     if len(content) < header or content[:4] != magic:
-        raise ValueError(
-            f"{path} is no IDX file of unsigned bytes in {num_dims} dimensions: expected a header of {header} bytes "
-            f"that starts with {magic.hex(' ')!r}, found {len(content)} bytes that start with {content[:4].hex(' ')!r}."
-        )
+        expected = f"expected a header of {header} bytes that starts with {magic.hex(' ')!r}"
+        found = f"found {len(content)} bytes that start with {content[:4].hex(' ')!r}"
+        raise ValueError(f"{path} is no IDX file of unsigned bytes in {num_dims} dimensions: {expected}, {found}.")
     shape = np.frombuffer(content, ">u4", num_dims, offset=4).tolist()
     expected = header + math.prod(shape)
     if len(content) != expected:

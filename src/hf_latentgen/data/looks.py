@@ -42,7 +42,7 @@ def look_at(dataset: Dataset | IterableDataset) -> Looks | None:
     if isinstance(feature, Image):
         rows = rows.cast_column("image", Image(decode=False))
     if isinstance(rows, Dataset):
-        stride = max(1, len(rows) // NUM_LOOKED_AT)
+        stride = max(1, -(-len(rows) // NUM_LOOKED_AT))
         rows = rows.select(range(0, len(rows), stride))
     sizes, has_colours = [], False
     for row in itertools.islice(rows, NUM_LOOKED_AT):

@@ -294,10 +294,8 @@ def _split_hub(hub_id: str, split: str, streaming: bool) -> Dataset | IterableDa
         return dataset
     num_rows = _num_rows(dataset)
     if num_rows is None:
-        raise ValueError(
-            f"{hub_id} has no {' and no '.join(missing)} split and does not state its number of rows, so a stream "
-            f"cannot be cut; load it with streaming=False."
-        )
+        told = f"{hub_id} has no {' and no '.join(missing)} split and does not state its number of rows"
+        raise ValueError(f"{told}, so a stream cannot be cut; load it with streaming=False.")
     start, stop = _share(num_rows, split, missing)
     if start == stop:
         raise _too_small(hub_id, split, f"{num_rows} rows")

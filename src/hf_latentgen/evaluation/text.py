@@ -64,11 +64,12 @@ def measure_text(
 
 def sample_text(model: LatentGenModel, prompt: bytes, seed: int = 0) -> str:
     """The prompt and how the model goes on from it, drawn at temperature 1; what is not UTF-8 is shown as U+FFFD."""
-    ids = torch.tensor([[BOS_TOKEN_ID, *prompt]], device=model.device)
+    most = model.config.max_position_embeddings or SAMPLE_LENGTH + PROMPT_LENGTH + 1
+    ids = torch.tensor([[BOS_TOKEN_ID, *prompt[: most - 2]]], device=model.device)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         drawn = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
-            ids, do_sample=True, top_k=0, max_new_tokens=SAMPLE_LENGTH
+            ids, do_sample=True, top_k=0, max_new_tokens=min(SAMPLE_LENGTH, most - ids.shape[1])
         )
     return cast(str, ByteTokenizer(errors="replace").decode(drawn[0], skip_special_tokens=True))
 

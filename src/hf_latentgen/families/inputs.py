@@ -66,6 +66,8 @@ def image_parts(setup: Setup, needs_labels: bool = False, is_taught: bool = Fals
         model, processor = new_model(config), LevelsImageProcessor.for_config(config)
     else:
         model, processor = setup.checkpoint.model.cpu(), setup.checkpoint.processor
+        if needs_labels and not _has_classes(model.config, class_names(training)):
+            raise ValueError(f"dataset must have the classes of {setup.checkpoint.name}, got {class_names(training)}")
     check_looks(training, processor, setup)
     if isinstance(training, Dataset):
         levels = LevelsDataset(training, processor, is_taught, setup.skipped)
@@ -134,13 +136,19 @@ def text_parts(setup: Setup) -> dict:
 
 def image_data(checkpoint: Checkpoint, name: str, split: str, data_dir: str | None) -> Data:
     """Levels of the training and validation images, and of those to score, with labels where there are any."""
-    return Data(functools.cache(lambda part: read_levels(checkpoint.processor, name, part, data_dir)), split)
+    processor, config = checkpoint.processor, checkpoint.model.config
+    return Data(functools.cache(lambda part: read_levels(processor, name, part, data_dir, config)), split)
 
 
-def read_levels(processor: LevelsImageProcessor, name: str, split: str, data_dir: str | None) -> LevelsDataset:
-    """Levels of all images of a split, with labels where there are any."""
+def read_levels(
+    processor: LevelsImageProcessor, name: str, split: str, data_dir: str | None, config: PreTrainedConfig | None = None
+) -> LevelsDataset:
+    """Levels of all images of a split, with labels where there are any, of the classes that a configuration names."""
     images = load_images(name, split, data_dir=data_dir)
-    return LevelsDataset(images, processor, with_labels=usable_labels(images))
+    is_known = config is None or _has_classes(config, class_names(images))
+    if not is_known:
+        logger.warning(f"the classes of {name} are not those of the model, and are ignored: {class_names(images)}")
+    return LevelsDataset(images, processor, with_labels=is_known and usable_labels(images))
 
 
 def text_data(checkpoint: Checkpoint, name: str, split: str, data_dir: str | None) -> Data:
@@ -175,6 +183,12 @@ def text_codes(trainer: LatentTrainer) -> dict[str, float]:
     ids = (blocks.input_ids[:, 1:].flatten() for blocks in (train, validation))
     seen, scored = (part[part < NUM_BYTES].byte().numpy().tobytes() for part in ids)
     return text_baselines(seen[-COUNTED_BYTES:], scored[: COUNTED_BYTES // 4])
+
+
+def _has_classes(config: PreTrainedConfig, names: list[str] | None) -> bool:
+    """Whether these are the classes of a configuration, as far as both have names: numbers alone tell nothing."""
+    known = list((config.id2label or {}).values())
+    return names is None or names == known or any(name.startswith("LABEL_") for name in known)
 
 
 def _name_classes(config: PreTrainedConfig, is_given: bool, names: list[str] | None, source: str) -> None:

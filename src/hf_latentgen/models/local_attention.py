@@ -253,9 +253,8 @@ def _check(
         allowed = f"[{batch}, a divisor of {heads}, {num_queries} or more, {dim}]"
         raise ValueError(f"key must have shape {allowed}, got {list(key.shape)}")
     if value.shape[:3] != key.shape[:3]:
-        raise ValueError(
-            f"value must have the first three sizes of key, {list(key.shape[:3])}, got {list(value.shape)}"
-        )
+        expected = f"the first three sizes of key, {list(key.shape[:3])}"
+        raise ValueError(f"value must have {expected}, got {list(value.shape)}")
     for name, mask in (("attention_mask", attention_mask), ("document_ids", document_ids)):
         if mask is not None and tuple(mask.shape) != (batch, key.shape[2]):
             raise ValueError(f"{name} must have shape [{batch}, {key.shape[2]}], got {list(mask.shape)}")

@@ -140,10 +140,8 @@ class _WindowedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
         if torch.is_grad_enabled():
-            raise RuntimeError(
-                "local attention on a CPU can be differentiated once, got create_graph=True; inside "
-                "torch.nn.attention.sdpa_kernel(SDPBackend.MATH) it can be differentiated twice"
-            )
+            twice = "inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH) it can be differentiated twice"
+            raise RuntimeError(f"local attention on a CPU can be differentiated once, got create_graph=True; {twice}")
         *states, sums = ctx.saved_tensors
         # In float32 this kernel is exacter, and with small blocks twice as fast as in bfloat16.
         query, key, value, output, gradient = (tensor.to(sums.dtype) for tensor in (*states, gradient.contiguous()))

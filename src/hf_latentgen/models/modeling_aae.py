@@ -145,7 +145,8 @@ class AAEModel(ImageAutoencoderModel):
         posterior = self._posterior(self._encode(self._view(pixel_values, generator), generator))
         latents = posterior.sample(generator) if self._stochastic(sample_posterior) else posterior.mean
         output = self._decoded_output(pixel_values, latents)
-        adversary = Adversary(latents, self.discriminator, self.prior, labels if self.config.labelled_prior else None)
+        told = labels.long() if labels is not None and self.config.labelled_prior else None
+        adversary = Adversary(latents, self.discriminator, self.prior, told)
         self._judge(output, [adversary], self._stochastic(sample_prior), generator)
         if return_loss:
             output.loss = self._objective(output)

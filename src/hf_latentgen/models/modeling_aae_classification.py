@@ -71,9 +71,7 @@ class AAEForImageClassification(AAEModel):
         self._check_levels(pixel_values)
         self._check_labels(labels, pixel_values.shape[0])
         if labels is not None and self.config.num_clusters is not None:
-            raise ValueError(
-                f"labels must be None with num_clusters={self.config.num_clusters}: clusters have no labels"
-            )
+            raise ValueError(f"labels must be None with num_clusters={self.config.num_clusters}, got some")
         views = [self._view(pixel_values, generator)]
         if self.training and self.config.consistency_weight > 0:
             views.append(self._view(pixel_values, generator))
@@ -91,7 +89,9 @@ class AAEForImageClassification(AAEModel):
         self._judge(output, adversaries, self._stochastic(sample_prior), generator)
         output.logits = self._class_logits(code_logits)
         if labels is not None:
-            output.supervised_loss = F.cross_entropy(code_logits, labels, ignore_index=UNLABELLED, reduction="none")
+            output.supervised_loss = F.cross_entropy(
+                code_logits, labels.long(), ignore_index=UNLABELLED, reduction="none"
+            )
         if len(views) == 2:
             output.consistency_loss = symmetric_cross_entropy(code_logits, all_logits[batch_size:])
         if self.training and self.config.balance_weight > 0:

@@ -290,18 +290,16 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
             self._check_ids(input_ids)
             inputs_embeds = self.embed_tokens(input_ids)
         inputs_embeds = cast(Tensor, inputs_embeds)
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        self._check_mask(attention_mask, past + inputs_embeds.shape[1])
         if self._is_packed(attention_mask, position_ids):
             if use_cache or past_key_values is not None:
-                raise ValueError(
-                    "use_cache must be False where position_ids start again, as packed documents do, got True"
-                )
+                raise ValueError("use_cache must be False where position_ids start again (packed documents), got True")
             # transformers tells documents apart only without one.
             attention_mask = None
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         needs_no_mask = self.config.has_spans and self._hides_nothing(attention_mask, position_ids)
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        self._check_mask(attention_mask, past + inputs_embeds.shape[1])
         if position_ids is None:
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past).unsqueeze(0)
         self._check_length(position_ids)
@@ -347,11 +345,14 @@ class LocalTransformerModel(LocalTransformerPreTrainedModel):
         return is_whole and (position_ids is None or bool((position_ids.diff() == 1).all()))
 
     def _is_packed(self, attention_mask: Tensor | dict | None, position_ids: Tensor | None) -> bool:
-        """Whether documents stand one after the other, and not padding before them, where positions jump back too."""
+        """Whether documents stand one after the other, and not padding beside them, where positions jump back too."""
         if position_ids is None or torch.compiler.is_compiling() or isinstance(attention_mask, dict):
             return False
-        is_whole = attention_mask is None or (attention_mask.ndim == 2 and bool(attention_mask.all()))
-        return is_whole and bool((position_ids.diff() < 0).any())
+        jumps = position_ids.diff() < 0
+        if attention_mask is not None and attention_mask.ndim == 2:
+            seen = attention_mask[:, -position_ids.shape[1] :].bool()
+            jumps = jumps & seen[:, 1:] & seen[:, :-1]
+        return (attention_mask is None or attention_mask.ndim == 2) and bool(jumps.any())
 
     def _check_ids(self, input_ids: Tensor) -> None:
         # A compiled graph cannot stop on a value.

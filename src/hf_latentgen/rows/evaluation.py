@@ -363,9 +363,7 @@ def check_row(checkpoint: Path) -> str:
     """
     record = read_record(checkpoint)
     if not (checkpoint / RECORD).is_file() or not has_weights(checkpoint):
-        raise ValueError(
-            f"{checkpoint} cannot become a row: it lacks {RECORD}, which a training writes, or its weights"
-        )
+        raise ValueError(f"{checkpoint} cannot become a row: it lacks its weights, or {RECORD} of its training")
     if record.get("overrides"):
         row = Path(record["config"]).stem
         raise ValueError(f"{checkpoint} cannot become the row {row}: it overrides {record['overrides']}")

@@ -53,8 +53,8 @@ def folder_recipe(
         raise ValueError(f"{folder} is a checkpoint and no folder of images: train its recipe --from {folder}")
     if Path(folder).name in ("", ".."):
         folder = str(Path(folder).resolve())
-    # The name of a folder may be that of a data set, as that of the photos is.
-    folder = folder if "/" in folder else f"./{folder}"
+    # The name of a folder may be that of a data set, as that of the photos is, or of one on the Hub.
+    folder = folder if folder.startswith(("/", ".")) else f"./{folder}"
     training = cast(Dataset, load_images(folder, "train"))
     looks = look_at(training)
     if looks is None:
@@ -86,7 +86,8 @@ def _sentences(recipe: Recipe, model: LatentGenModel, looks: Looks, num_images: 
     folder, training, config = recipe.dataset["name"], recipe.training, model.config
     num_held_out = len(cast(Dataset, load_images(folder, "validation")))
     batch, steps = training["per_device_train_batch_size"], training["max_steps"]
-    images = steps * batch + COST_OF_EVALUATION * num_held_out / training["eval_steps"]
+    evaluations = (steps if training["eval_steps"] >= 1 else 1) / training["eval_steps"]
+    images = steps * batch + COST_OF_EVALUATION * num_held_out * evaluations
     seconds = images / batch * step_seconds(model, batch)
     colours = "coloured" if looks.has_colours else "grey"
     try:

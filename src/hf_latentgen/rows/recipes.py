@@ -230,8 +230,8 @@ def train_recipe(
 
 def run_record(trainer: LatentTrainer, recipe: Recipe, checkpoint: Checkpoint | None, commit: str) -> dict:
     """The provenance of a trained model: recipe, command, time, hardware, versions, commit, and validation history."""
-    # Folder and name: where the folder lies is nobody else's business.
-    config = Path(*recipe.path.parts[-2:])
+    # Where the file lies is nobody else's business, and only those that come with the package are rows.
+    config = Path(*recipe.path.parts[-2:] if recipe.path.resolve().parent == CONFIGS else recipe.path.parts[-1:])
     command = ["train", str(config), *recipe.overrides]
     if checkpoint is not None:
         is_relative = Path(checkpoint.name).is_dir() and not Path(checkpoint.name).is_absolute()
@@ -275,8 +275,8 @@ def evaluations(logs: list[dict], score: str) -> list[dict]:
 
 def _inside(name: str, folder: str) -> str:
     """The name of a file relative to the folder of the data, where it lies there; a row as it is."""
-    path = Path(name)
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+    path, top = Path(name), Path(folder).absolute()
+    return path.relative_to(top).as_posix() if path.is_relative_to(top) else path.name
 
 
 def check_start(recipe: Recipe, checkpoint: Checkpoint) -> None:
