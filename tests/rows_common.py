@@ -6,6 +6,8 @@ import torch
 
 from hf_latentgen import LevelsImageProcessor, VAEConfig, VAEModel, load_images
 
+# A published value of those that a recipe names.
+REFERENCE = [{"name": "somebody", "metric": "bits_per_dim", "value": 2.5, "source": "a paper"}]
 TINY_VAE = {"architecture": "mlp", "image_size": 8, "latent_dim": 2, "hidden_channels": [16]}
 
 

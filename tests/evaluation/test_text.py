@@ -183,3 +183,8 @@ def test_a_text_goes_on_as_far_as_the_positions_reach():
     text = sample_text(LocalTransformerForCausalLM(config).eval(), bytes(range(97, 123)))
     assert text.startswith("abcdefghijklmnopqr")
     assert "s" not in text[18:19]
+
+
+def test_a_prompt_of_any_length_stays_whole_where_positions_have_no_end(model, monkeypatch):
+    monkeypatch.setattr("hf_latentgen.evaluation.text.SAMPLE_LENGTH", 3)
+    assert sample_text(model, b"a" * 200).startswith("a" * 200)

@@ -1,10 +1,15 @@
-"""The results of a made row, from which the cards of the tests are rendered, and a recipe of two steps."""
+"""The results of a made row, from which the cards of the tests are rendered; a recipe of two steps; a checkpoint."""
+
+import shutil
 
 import datasets
 import pytest
 
 import hf_latentgen
 from cards_common import CONFIG
+from hf_latentgen.families.family import Options
+from hf_latentgen.rows.evaluation import evaluate
+from rows_common import REFERENCE, save_vae, write_run
 
 TINY = """
 dataset: {name: digits}
@@ -80,3 +85,26 @@ def tiny(tmp_path):
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY)
     return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A checkpoint as a training leaves it."""
+    folder = save_vae(tmp_path_factory.mktemp("runs") / "vae_small")
+    history = [{"epoch": 1.0, "eval_bits_per_dim": 3.0}, {"epoch": 2.0, "eval_bits_per_dim": 2.0}]
+    write_run(folder, reference=REFERENCE, history=history)
+    return folder
+
+
+@pytest.fixture
+def checkpoint(trained, tmp_path):
+    """A copy of the checkpoint to damage."""
+    return shutil.copytree(trained, tmp_path / "runs" / "vae_small")
+
+
+@pytest.fixture(scope="module")
+def evaluation(trained):
+    """What was measured of the checkpoint."""
+    return evaluate(
+        hf_latentgen.load(trained), options=Options(num_importance_samples=3, seed=1), command="evaluate it"
+    )

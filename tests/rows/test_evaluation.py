@@ -19,7 +19,6 @@ from hf_latentgen import (
     load,
     load_images,
 )
-from hf_latentgen.evaluation.anomaly import Calibration
 from hf_latentgen.evaluation.likelihood import sample_seconds
 from hf_latentgen.evaluation.results import Results
 from hf_latentgen.families import inputs, vae
@@ -29,7 +28,7 @@ from hf_latentgen.rows import evaluation as rows_evaluation
 from hf_latentgen.rows.cards import card_text
 from hf_latentgen.rows.evaluation import check_row, evaluate, redraw, write_evaluation
 from hf_latentgen.rows.recipes import evaluations
-from rows_common import load_few, names, save_checkpoint, save_vae, write_run
+from rows_common import REFERENCE, load_few, names, save_checkpoint, write_run
 
 IMAGES = [
     "history.png",
@@ -42,29 +41,7 @@ IMAGES = [
     "samples_mean.png",
     "samples_mode.png",
 ]
-REFERENCE = [{"name": "somebody", "metric": "bits_per_dim", "value": 2.5, "source": "a paper"}]
 FEW = Options(num_importance_samples=1)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A checkpoint as a training leaves it."""
-    folder = save_vae(tmp_path_factory.mktemp("runs") / "vae_small")
-    history = [{"epoch": 1.0, "eval_bits_per_dim": 3.0}, {"epoch": 2.0, "eval_bits_per_dim": 2.0}]
-    write_run(folder, reference=REFERENCE, history=history)
-    return folder
-
-
-@pytest.fixture
-def checkpoint(trained, tmp_path):
-    """A copy of the checkpoint to damage."""
-    return shutil.copytree(trained, tmp_path / "runs" / "vae_small")
-
-
-@pytest.fixture(scope="module")
-def evaluation(trained):
-    """What was measured of the checkpoint."""
-    return evaluate(load(trained), options=Options(num_importance_samples=3, seed=1), command="evaluate it")
 
 
 @pytest.fixture
@@ -87,36 +64,6 @@ def test_everything_a_card_needs_is_written(evaluation, trained, tmp_path):
     assert AutoModel.from_pretrained(folder).num_parameters() == evaluation.results.num_parameters
     assert AutoImageProcessor.from_pretrained(folder).num_levels == 16
     assert "2.5" in card_text(folder, "org/name")
-
-
-def test_what_validation_images_score_is_kept_with_the_weights(evaluation, trained, checkpoint, tmp_path):
-    found = evaluation.calibration
-    assert (found.dataset, found.num_images) == ("digits", 200)
-    assert Calibration.read(write_evaluation(evaluation, trained, tmp_path / "row")) == found
-    # Of a checkpoint that is evaluated in place, an older one is replaced.
-    replace(found, mean_bits_per_dim=1.0).write(checkpoint)
-    assert Calibration.read(write_evaluation(evaluation, checkpoint, checkpoint)) == found
-
-
-def test_too_few_validation_images_are_no_calibration(trained, monkeypatch):
-    def load_few(name, split, **where):
-        return load_images(name, split, **where).select(range(49))
-
-    monkeypatch.setattr(inputs, "load_images", load_few)
-    assert evaluate(load(trained), options=FEW).calibration is None
-
-
-def test_too_few_images_of_the_classes_that_were_trained_on_are_no_calibration(checkpoint):
-    write_run(checkpoint, dataset={"name": "digits", "leave_out_classes": list(range(8))})
-    assert evaluate(load(checkpoint), options=FEW).calibration is None
-
-
-def test_classes_that_the_training_left_out_are_not_usual(checkpoint):
-    write_run(checkpoint, dataset={"name": "digits", "leave_out_classes": [0, 7]})
-    labels = torch.tensor(load_images("digits", "validation")["label"])
-    evaluation = evaluate(load(checkpoint), options=FEW)
-    assert evaluation.calibration.num_images == int(((labels != 0) & (labels != 7)).sum()) < 200
-    assert evaluation.results.dataset_options == {"leave_out_classes": [0, 7]}
 
 
 def test_scores_and_where_they_come_from(evaluation):
@@ -195,30 +142,6 @@ def test_the_checkpoint_may_be_its_own_output(evaluation, checkpoint):
     written = {"calibration.json", "results.json", "images", *(f"images/{name}" for name in IMAGES)}
     assert set(names(checkpoint)) == {*before, *written}
     load(checkpoint)
-
-
-def test_a_fuller_calibration_of_the_same_weights_is_kept(evaluation, checkpoint):
-    write_evaluation(evaluation, checkpoint, checkpoint)
-    kept = Calibration.read(checkpoint)
-    fuller = replace(kept, quantiles=kept.quantiles | {"likelihood_regret": [0.0] * len(kept.shares)})
-    for other in (fuller, replace(kept, dataset="photos")):
-        other.write(checkpoint)
-        write_evaluation(evaluation, checkpoint, checkpoint)
-        assert Calibration.read(checkpoint) == other
-    replace(fuller, weights_sha256="0" * 64).write(checkpoint)
-    write_evaluation(evaluation, checkpoint, checkpoint)
-    assert Calibration.read(checkpoint) == kept
-
-
-@pytest.mark.parametrize("places", [("row",), ("run",), ("run", "row")])
-def test_a_fuller_calibration_is_kept_wherever_it_lies(evaluation, checkpoint, tmp_path, places):
-    row = write_evaluation(evaluation, checkpoint, tmp_path / "row")
-    kept = Calibration.read(row)
-    fuller = replace(kept, quantiles=kept.quantiles | {"likelihood_regret": [0.0] * len(kept.shares)})
-    for place in ("run", "row"):
-        (fuller if place in places else kept).write({"run": checkpoint, "row": row}[place])
-    write_evaluation(evaluation, checkpoint, row)
-    assert Calibration.read(row) == fuller
 
 
 def test_pictures_of_the_training_are_kept(evaluation, checkpoint, tmp_path):

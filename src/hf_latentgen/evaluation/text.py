@@ -64,7 +64,7 @@ def measure_text(
 
 def sample_text(model: LatentGenModel, prompt: bytes, seed: int = 0) -> str:
     """The prompt and how the model goes on from it, drawn at temperature 1; what is not UTF-8 is shown as U+FFFD."""
-    most = model.config.max_position_embeddings or SAMPLE_LENGTH + PROMPT_LENGTH + 1
+    most = model.config.max_position_embeddings or SAMPLE_LENGTH + len(prompt) + 2
     ids = torch.tensor([[BOS_TOKEN_ID, *prompt[: most - 2]]], device=model.device)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
